@@ -1,0 +1,114 @@
+package link
+
+import (
+	"context"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net"
+	"strings"
+	"sync"
+	"unicode"
+
+	"github.com/hashicorp/yamux"
+)
+
+// Host is the host's end of a guest link. Its methods may be called from any
+// goroutine.
+type Host struct {
+	session *yamux.Session
+}
+
+// Connect starts a fresh session over the two ports and returns when the
+// guest answers, which a guest that boots does when it is ready. It owns the
+// ports from now on, also on failure: Close closes them.
+//
+// The error is a *FailedError if the guest says that it cannot come up, and
+// ctx's if that ends first.
+func Connect(ctx context.Context, control, data net.Conn) (*Host, error) {
+	closePorts := sync.OnceFunc(func() {
+		control.Close()
+		data.Close()
+	})
+	stop := context.AfterFunc(ctx, closePorts)
+	session, err := connect(control, data)
+	if !stop() {
+		if session != nil {
+			session.Close()
+		}
+		return nil, context.Cause(ctx)
+	}
+	if err != nil {
+		closePorts()
+		return nil, err
+	}
+	go func() {
+		<-session.CloseChan()
+		closePorts()
+	}()
+	return &Host{session: session}, nil
+}
+
+func connect(control, data net.Conn) (*yamux.Session, error) {
+	n := newNonce()
+	if err := writeMessage(control, message{Reset: hex.EncodeToString(n[:])}); err != nil {
+		return nil, fmt.Errorf("ask guest for a session: %w", err)
+	}
+	failed := make(chan *FailedError, 1)
+	go watchControl(control, data, failed)
+	rest, err := discardUntil(data, n)
+	select {
+	case reason := <-failed:
+		return nil, reason
+	default:
+	}
+	if err != nil {
+		return nil, fmt.Errorf("wait for guest: %w", err)
+	}
+	if _, err := data.Write(n[:]); err != nil {
+		return nil, fmt.Errorf("begin session: %w", err)
+	}
+	return yamux.Client(&pipe{port: data, pending: rest}, config())
+}
+
+// watchControl reads the control port for as long as it lives and keeps
+// nothing of it, so that a talkative guest does not block. A guest that says
+// it failed ends the wait for it: the data port is closed.
+func watchControl(control io.Reader, data io.Closer, failed chan<- *FailedError) {
+	readMessages(control, func(m message) bool {
+		if m.Failed == "" {
+			return true
+		}
+		failed <- &FailedError{Reason: printable(m.Failed)}
+		data.Close()
+		return false
+	})
+}
+
+// printable replaces what could move a terminal's cursor.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, s)
+}
+
+// Dial opens a byte stream to the guest's agent.
+func (h *Host) Dial(ctx context.Context) (net.Conn, error) {
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	stream, err := h.session.OpenStream()
+	if err != nil {
+		return nil, fmt.Errorf("open stream to guest: %w", err)
+	}
+	return stream, nil
+}
+
+// Closed is closed when the session has ended.
+func (h *Host) Closed() <-chan struct{} { return h.session.CloseChan() }
+
+// Close ends every stream and closes the ports.
+func (h *Host) Close() error { return h.session.Close() }

@@ -1,0 +1,149 @@
+package store
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+// Layout names every file vmsan keeps on the host; docs/state.md lists them
+// with their writers. Paths are built here and nowhere else.
+type Layout struct {
+	// Dir is the state directory: absolute, survives a reboot.
+	Dir string
+	// Run is the directory of sockets: absolute, short, gone after a reboot.
+	Run string
+}
+
+// rootDir is where a state directory lives if nothing else was said and the
+// user is root (FHS 3.0, section 5.8).
+const rootDir = "/var/lib/vmsan"
+
+// maxSocketPath is sizeof(sockaddr_un.sun_path), with the NUL: unix(7).
+const maxSocketPath = 108
+
+// NewLayout returns the layout of the state directory dir. An empty dir
+// means the default: /var/lib/vmsan for root, $XDG_STATE_HOME/vmsan (or
+// ~/.local/state/vmsan) for others. Nothing is created.
+//
+// Socket paths have to fit into 108 bytes whatever dir is, so they live in
+// a run directory of their own, named after a digest of dir.
+func NewLayout(dir string) (Layout, error) {
+	root := os.Geteuid() == 0
+	if dir == "" {
+		var err error
+		if dir, err = defaultDir(root); err != nil {
+			return Layout{}, err
+		}
+	}
+	dir, err := filepath.Abs(dir)
+	if err != nil {
+		return Layout{}, fmt.Errorf("make state directory absolute: %w", err)
+	}
+	l := Layout{Dir: dir, Run: runDir(dir, root)}
+	if longest := l.GuestSocket("vm0123456789"); len(longest) >= maxSocketPath {
+		return Layout{}, fmt.Errorf("run directory %s: socket paths in it would pass %d bytes", l.Run, maxSocketPath-1)
+	}
+	return l, nil
+}
+
+func defaultDir(root bool) (string, error) {
+	if root {
+		return rootDir, nil
+	}
+	if state := os.Getenv("XDG_STATE_HOME"); filepath.IsAbs(state) {
+		return filepath.Join(state, "vmsan"), nil
+	}
+	home, err := os.UserHomeDir()
+	if err != nil {
+		return "", fmt.Errorf("find the home directory: %w", err)
+	}
+	return filepath.Join(home, ".local", "state", "vmsan"), nil
+}
+
+func runDir(dir string, root bool) string {
+	if root && dir == rootDir {
+		return "/run/vmsan"
+	}
+	sum := sha256.Sum256([]byte(dir))
+	name := "vmsan-" + hex.EncodeToString(sum[:6])
+	if root {
+		return filepath.Join("/run", name)
+	}
+	if run := os.Getenv("XDG_RUNTIME_DIR"); filepath.IsAbs(run) && len(run) < 48 {
+		return filepath.Join(run, name)
+	}
+	return filepath.Join("/tmp", fmt.Sprintf("%s-%d", name, os.Geteuid()))
+}
+
+// Lock serializes the allocation of ids, names and slots.
+func (l Layout) Lock() string { return filepath.Join(l.Dir, "lock") }
+
+// SetupRecord is what the last setup found out and chose.
+func (l Layout) SetupRecord() string { return filepath.Join(l.Dir, "setup.json") }
+
+// SetupLock is held by a running setup.
+func (l Layout) SetupLock() string { return filepath.Join(l.Dir, "setup.lock") }
+
+// Tmp holds files being made, on the file system they will be renamed within.
+func (l Layout) Tmp() string { return filepath.Join(l.Dir, "tmp") }
+
+// Kernels holds one directory per kernel.
+func (l Layout) Kernels() string { return filepath.Join(l.Dir, "kernels") }
+
+// Kernel is a kernel's directory: vmlinux, initramfs and kernel.json.
+func (l Layout) Kernel(digest string) string { return filepath.Join(l.Kernels(), digest) }
+
+// Images holds one directory per image, named by its digest.
+func (l Layout) Images() string { return filepath.Join(l.Dir, "images") }
+
+// Image is an image's directory: rootfs.ext4 and image.json.
+func (l Layout) Image(digest string) string { return filepath.Join(l.Images(), digest) }
+
+// ImageNames maps names to image digests.
+func (l Layout) ImageNames() string { return filepath.Join(l.Dir, "images.json") }
+
+// Blank is an empty formatted overlay of size bytes, copied at every create.
+func (l Layout) Blank(size int64) string {
+	return filepath.Join(l.Dir, "blanks", fmt.Sprintf("%d.ext4", size))
+}
+
+// Sandboxes holds one directory per sandbox, named by its id.
+func (l Layout) Sandboxes() string { return filepath.Join(l.Dir, "sandboxes") }
+
+// Sandbox is a sandbox's directory; all its files are in it.
+func (l Layout) Sandbox(id string) string { return filepath.Join(l.Sandboxes(), id) }
+
+// Record is a sandbox's record.
+func (l Layout) Record(id string) string { return filepath.Join(l.Sandbox(id), "record.json") }
+
+// SandboxLock is held by a sandbox's monitor as proof of life.
+func (l Layout) SandboxLock(id string) string { return filepath.Join(l.Sandbox(id), "lock") }
+
+// Overlay is a sandbox's own writable disk.
+func (l Layout) Overlay(id string) string { return filepath.Join(l.Sandbox(id), "overlay.ext4") }
+
+// Console is what a sandbox wrote to its serial console, bounded.
+func (l Layout) Console(id string) string { return filepath.Join(l.Sandbox(id), "console.log") }
+
+// MonitorLog is what a sandbox's monitor, gate and VMM had to say.
+func (l Layout) MonitorLog(id string) string { return filepath.Join(l.Sandbox(id), "monitor.log") }
+
+// SandboxRun is the directory of a running sandbox's sockets.
+func (l Layout) SandboxRun(id string) string { return filepath.Join(l.Run, id) }
+
+// ControlSocket is where a sandbox's monitor takes requests.
+func (l Layout) ControlSocket(id string) string {
+	return filepath.Join(l.SandboxRun(id), "control.sock")
+}
+
+// GuestSocket is where a sandbox's gate hands out streams to the guest.
+func (l Layout) GuestSocket(id string) string {
+	return filepath.Join(l.SandboxRun(id), "guest.sock")
+}
+
+// JailRoot is the mount point of a VMM's root file system, empty on the
+// host's side: the mount exists in the VMM's mount namespace alone.
+func (l Layout) JailRoot(id string) string { return filepath.Join(l.SandboxRun(id), "root") }
