@@ -1,0 +1,290 @@
+// Package image keeps root file systems: read-only ext4 files, each named by
+// the digest of its bytes and shared by all sandboxes that start from it.
+package image
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/scratch"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// recordVersion is the version of image.json.
+const recordVersion = 1
+
+// maxRecord bounds image.json in bytes.
+const maxRecord = 1 << 20
+
+// The files in an image's directory.
+const (
+	rootfsName = "rootfs.ext4"
+	recordName = "image.json"
+)
+
+var digestForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// Image describes an image. It is what image.json holds.
+type Image struct {
+	// Format is the version of this record.
+	Format int `json:"format"`
+	// Digest is the hexadecimal SHA-256 of the file.
+	Digest string `json:"digest"`
+	// Size is the file's size in bytes.
+	Size    int64     `json:"size"`
+	Created time.Time `json:"created"`
+	// Source tells in words where the image came from.
+	Source string `json:"source"`
+	Config Config `json:"config"`
+}
+
+// Config is how the image wants to be run. All of it is optional.
+type Config struct {
+	// Env has KEY=VALUE entries.
+	Env []string `json:"env,omitempty"`
+	// Workdir is an absolute path.
+	Workdir string `json:"workdir,omitempty"`
+	// User is a name or number, with ":group" behind it perhaps.
+	User       string   `json:"user,omitempty"`
+	Entrypoint []string `json:"entrypoint,omitempty"`
+	Cmd        []string `json:"cmd,omitempty"`
+}
+
+// Meta is what an importer says about an image.
+type Meta struct {
+	// Name is the name the image gets, taken from another image if that has
+	// it. Optional.
+	Name string
+	// Source tells in words where the image comes from.
+	Source string
+	Config Config
+}
+
+// Store is the images in a state directory. Its methods may be called from
+// several processes and goroutines at a time.
+type Store struct {
+	Layout store.Layout
+}
+
+// RootfsPath is where the image with that digest is.
+func (s Store) RootfsPath(digest string) string {
+	return filepath.Join(s.Layout.Image(digest), rootfsName)
+}
+
+// ImportTar makes an image of a root file system in an uncompressed tar
+// archive. The same archive makes the same image. An archive that is cut
+// short or malformed is ErrImageInvalid. Nothing is left behind on error.
+//
+// Of extended attributes, those of the user and security name spaces are
+// kept. File times other than the last modification are not.
+func (s Store) ImportTar(ctx context.Context, r io.Reader, m Meta) (Image, error) {
+	name, err := parseOptionalName(m.Name)
+	if err != nil {
+		return Image{}, err
+	}
+	dir, err := scratch.New(s.Layout.Tmp(), "image")
+	if err != nil {
+		return Image{}, scratch.Explain(err)
+	}
+	defer dir.Close()
+	img := Image{Format: recordVersion, Created: time.Now().UTC().Truncate(time.Second), Source: m.Source, Config: m.Config}
+	if err := write(ctx, dir.Join("made"), r, &img); err != nil {
+		return Image{}, scratch.Explain(fmt.Errorf("import image: %w", err))
+	}
+	if err := s.publish(dir, img, name); err != nil {
+		return Image{}, scratch.Explain(fmt.Errorf("import image: %w", err))
+	}
+	return img, nil
+}
+
+func write(ctx context.Context, dir string, r io.Reader, img *Image) error {
+	if err := os.Mkdir(dir, 0o755); err != nil {
+		return err
+	}
+	if err := writeRootfs(ctx, filepath.Join(dir, rootfsName), r, img); err != nil {
+		return err
+	}
+	data, err := json.MarshalIndent(img, "", "  ")
+	if err != nil {
+		return err
+	}
+	return writeReadOnly(filepath.Join(dir, recordName), func(f *os.File) error {
+		_, err := f.Write(append(data, '\n'))
+		return err
+	})
+}
+
+// maxDiskSize is the largest file system an import can make, in bytes. It
+// decides how much room the file system's own tables get, so that another
+// value would make other images of the same archives.
+const maxDiskSize = 64 << 30
+
+func writeRootfs(ctx context.Context, path string, r io.Reader, img *Image) error {
+	return writeReadOnly(path, func(f *os.File) error {
+		if err := convert(ctx, r, f); err != nil {
+			return err
+		}
+		var err error
+		img.Digest, img.Size, err = digestOf(ctx, f)
+		return err
+	})
+}
+
+// convert streams the archive, checked on its way, into a file system.
+func convert(ctx context.Context, r io.Reader, f *os.File) error {
+	checked, pipe := io.Pipe()
+	done := make(chan error, 1)
+	go func() {
+		err := checkTar(ctx, r, pipe)
+		pipe.CloseWithError(err)
+		done <- err
+	}()
+	err := tar2ext4.ConvertTarToExt4(checked, f, tar2ext4.MaximumDiskSize(maxDiskSize))
+	// The checker may still be writing what the converter no longer wants.
+	checked.CloseWithError(errConverted)
+	if bad := <-done; bad != nil && !errors.Is(bad, errConverted) {
+		return bad
+	}
+	if err == nil || isHostError(err) {
+		return err
+	}
+	return invalid(err)
+}
+
+var errConverted = errors.New("conversion ended")
+
+// isHostError tells errors in writing a file from those in what is written.
+func isHostError(err error) bool {
+	var path *fs.PathError
+	return errors.As(err, &path)
+}
+
+func invalid(err error) error {
+	return api.Errorf(api.ErrImageInvalid, "archive is not a root file system: %w", err)
+}
+
+func digestOf(ctx context.Context, f *os.File) (string, int64, error) {
+	if _, err := f.Seek(0, io.SeekStart); err != nil {
+		return "", 0, err
+	}
+	sum := sha256.New()
+	n, err := io.Copy(sum, cancelable{ctx, f})
+	if err != nil {
+		return "", 0, err
+	}
+	return hex.EncodeToString(sum.Sum(nil)), n, nil
+}
+
+// cancelable is a reader that ends with ctx.
+type cancelable struct {
+	ctx context.Context
+	r   io.Reader
+}
+
+func (c cancelable) Read(p []byte) (int, error) {
+	if err := c.ctx.Err(); err != nil {
+		return 0, err
+	}
+	return c.r.Read(p)
+}
+
+// writeReadOnly makes a file that nobody writes to again, and has it on disk.
+func writeReadOnly(path string, fill func(*os.File) error) error {
+	f, err := os.OpenFile(path, os.O_RDWR|os.O_CREATE|os.O_EXCL, 0o600)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := fill(f); err != nil {
+		return err
+	}
+	if err := f.Chmod(0o444); err != nil {
+		return err
+	}
+	return f.Sync()
+}
+
+// publish puts the image in its place, unless it is there, and gives it its
+// name.
+func (s Store) publish(dir *scratch.Dir, img Image, name string) error {
+	unlock, err := s.lock()
+	if err != nil {
+		return err
+	}
+	defer unlock()
+	if _, err := s.Check(img.Digest); err != nil {
+		if err := dir.Publish("made", s.Layout.Image(img.Digest)); err != nil {
+			return err
+		}
+	}
+	if name == "" {
+		return nil
+	}
+	return s.setName(name, img.Digest)
+}
+
+// List returns all images, the newest first.
+func (s Store) List() ([]Image, error) {
+	entries, err := os.ReadDir(s.Layout.Images())
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("list images: %w", err)
+	}
+	var images []Image
+	for _, e := range entries {
+		if !digestForm.MatchString(e.Name()) {
+			continue
+		}
+		img, err := s.load(e.Name())
+		if errors.Is(err, fs.ErrNotExist) {
+			continue // removed since the directory was read
+		}
+		if err != nil {
+			return nil, fmt.Errorf("list images: %w", err)
+		}
+		images = append(images, img)
+	}
+	slices.SortFunc(images, func(a, b Image) int {
+		if c := b.Created.Compare(a.Created); c != 0 {
+			return c
+		}
+		return strings.Compare(a.Digest, b.Digest)
+	})
+	return images, nil
+}
+
+func (s Store) load(digest string) (Image, error) {
+	f, err := os.Open(filepath.Join(s.Layout.Image(digest), recordName))
+	if err != nil {
+		return Image{}, err
+	}
+	defer f.Close()
+	var img Image
+	if err := json.NewDecoder(io.LimitReader(f, maxRecord)).Decode(&img); err != nil {
+		return Image{}, s.corrupt(digest, fmt.Errorf("read its record: %w", err))
+	}
+	if img.Format != recordVersion {
+		return Image{}, fmt.Errorf("image %.12s: record has format %d, this vmsan reads %d", digest, img.Format, recordVersion)
+	}
+	if img.Digest != digest {
+		return Image{}, s.corrupt(digest, errors.New("its record is another image's"))
+	}
+	return img, nil
+}
