@@ -106,7 +106,7 @@ func (s Store) ImportTar(ctx context.Context, r io.Reader, m Meta) (Image, error
 	if err := write(ctx, dir.Join("made"), r, &img); err != nil {
 		return Image{}, scratch.Explain(fmt.Errorf("import image: %w", err))
 	}
-	if err := s.publish(dir, img, name); err != nil {
+	if err := s.publish(ctx, dir, img, name); err != nil {
 		return Image{}, scratch.Explain(fmt.Errorf("import image: %w", err))
 	}
 	return img, nil
@@ -219,15 +219,15 @@ func writeReadOnly(path string, fill func(*os.File) error) error {
 	return f.Sync()
 }
 
-// publish puts the image in its place, unless it is there, and gives it its
-// name.
-func (s Store) publish(dir *scratch.Dir, img Image, name string) error {
-	unlock, err := s.lock()
+// publish puts the image in its place, unless it is there and undamaged, and
+// gives it its name.
+func (s Store) publish(ctx context.Context, dir *scratch.Dir, img Image, name string) error {
+	unlock, err := s.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if _, err := s.Check(img.Digest); err != nil {
+	if _, err := s.Verify(ctx, img.Digest); err != nil {
 		if err := dir.Publish("made", s.Layout.Image(img.Digest)); err != nil {
 			return err
 		}

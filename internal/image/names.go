@@ -1,6 +1,7 @@
 package image
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -12,7 +13,6 @@ import (
 	"strings"
 
 	"github.com/google/renameio/v2"
-	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/scratch"
@@ -133,12 +133,12 @@ func (s Store) writeNames(all map[string]string) error {
 
 // Tag gives the image that ref names another name, taking it from the image
 // that has it.
-func (s Store) Tag(ref, name string) (Image, error) {
+func (s Store) Tag(ctx context.Context, ref, name string) (Image, error) {
 	name, err := ParseName(name)
 	if err != nil {
 		return Image{}, err
 	}
-	unlock, err := s.lock()
+	unlock, err := s.lock(ctx)
 	if err != nil {
 		return Image{}, err
 	}
@@ -220,8 +220,8 @@ type Removed struct {
 // that was, or which ref names by its digest. inUse tells whether something
 // uses the image with a digest, and who, for the message; it is called with
 // the images locked.
-func (s Store) Remove(ref string, inUse func(digest string) (string, error)) (Removed, error) {
-	unlock, err := s.lock()
+func (s Store) Remove(ctx context.Context, ref string, inUse func(digest string) (string, error)) (Removed, error) {
+	unlock, err := s.lock(ctx)
 	if err != nil {
 		return Removed{}, err
 	}
@@ -271,23 +271,9 @@ func (s Store) remove(digest string, names map[string]string) error {
 
 // lock serializes changes to names and to which images there are. It is a
 // flock on the directory of the images.
-func (s Store) lock() (unlock func(), err error) {
+func (s Store) lock(ctx context.Context) (unlock func(), err error) {
 	if err := os.MkdirAll(s.Layout.Images(), 0o755); err != nil {
 		return nil, fmt.Errorf("lock images: %w", err)
 	}
-	f, err := os.Open(s.Layout.Images())
-	if err != nil {
-		return nil, fmt.Errorf("lock images: %w", err)
-	}
-	for {
-		err = unix.Flock(int(f.Fd()), unix.LOCK_EX)
-		if !errors.Is(err, unix.EINTR) {
-			break
-		}
-	}
-	if err != nil {
-		f.Close()
-		return nil, fmt.Errorf("lock images: %w", err)
-	}
-	return func() { f.Close() }, nil
+	return scratch.Lock(ctx, s.Layout.Images())
 }

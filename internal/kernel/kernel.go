@@ -12,6 +12,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -335,6 +336,38 @@ func Check(l store.Layout, digest string) (Kernel, error) {
 		}
 	}
 	return k, nil
+}
+
+// List returns the digests of all kernels, sorted.
+func List(l store.Layout) ([]string, error) {
+	entries, err := os.ReadDir(l.Kernels())
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return nil, fmt.Errorf("list kernels: %w", err)
+	}
+	var digests []string
+	for _, e := range entries {
+		if digestForm.MatchString(e.Name()) {
+			digests = append(digests, e.Name())
+		}
+	}
+	return digests, nil
+}
+
+// Remove removes a kernel, which nothing may use any more, in one step. One
+// that is not there is removed already.
+func Remove(l store.Layout, digest string) error {
+	if !digestForm.MatchString(digest) {
+		return fmt.Errorf("remove kernel %.12q: malformed digest", digest)
+	}
+	dir, err := scratch.New(l.Tmp(), "kernel-rm")
+	if err != nil {
+		return err
+	}
+	err = os.Rename(l.Kernel(digest), dir.Join("gone"))
+	if errors.Is(err, fs.ErrNotExist) {
+		err = nil
+	}
+	return errors.Join(err, dir.Close())
 }
 
 func hashFile(path string) (string, error) {

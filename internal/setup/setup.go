@@ -1,0 +1,428 @@
+// Package setup prepares a state directory for its first sandbox: a kernel, a
+// default image, and the knowledge of which accelerator really boots them.
+package setup
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/image"
+	"github.com/vmsan/vmsan/internal/kernel"
+	"github.com/vmsan/vmsan/internal/scratch"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// Options say what to set up.
+type Options struct {
+	Layout store.Layout // required
+	// Agent is the guest's /init. Required.
+	Agent []byte
+	// Kernel is a kernel's file, KernelDeb a Debian kernel package; at most
+	// one of them. Default: the kernel there is, or else apt's cloud kernel.
+	Kernel    string
+	KernelDeb string
+	// SkipImage leaves out the default image.
+	SkipImage bool
+	// Debian says how to build the default image; its name is not used.
+	Debian image.DebianOptions
+	// Accels are the accelerators to try, in order of preference. Required.
+	Accels []string
+	// VMM is the name and version of the VMM that Probe uses. Required.
+	VMM string
+	// Probe boots the kernel once under an accelerator, and returns an error
+	// if it did not come up. It limits its own time. Required.
+	Probe func(ctx context.Context, accel string, k kernel.Kernel) error
+	// Progress gets events in the order in which things happen, from one
+	// goroutine at a time but not always the caller's. Optional.
+	Progress func(Event)
+	// KeepKernel tells whether something but new sandboxes needs the kernel
+	// with a digest. Those it does not need, setup removes when it installs
+	// another one. Default: all are kept.
+	KeepKernel func(digest string) bool
+}
+
+// Event is progress.
+type Event struct {
+	Step  Step
+	State State
+	// Detail is a line of text, such as a version or what is being done.
+	Detail string
+}
+
+// Step is a part of setup.
+type Step string
+
+// The steps, in their order.
+const (
+	StepLock   Step = "lock"
+	StepClean  Step = "clean"
+	StepKernel Step = "kernel"
+	StepImage  Step = "image"
+	StepProbe  Step = "probe"
+)
+
+// State is how far a step is.
+type State string
+
+// The states. A step begins with Running, perhaps several times with other
+// details, or with Kept; it ends with one of the others.
+const (
+	Running State = "running"
+	Done    State = "done"
+	Kept    State = "kept" // what there was is fit
+	Failed  State = "failed"
+)
+
+// Run sets up what is missing or no longer fits, and returns the record of
+// it. It may be interrupted anywhere and run again; a second Run waits for a
+// first. It writes nothing outside the state directory.
+func Run(ctx context.Context, o Options) (Record, error) {
+	if err := o.check(); err != nil {
+		return Record{}, err
+	}
+	unlock, err := o.lock(ctx)
+	if err != nil {
+		return Record{}, err
+	}
+	defer unlock()
+	if err := o.clean(); err != nil {
+		return Record{}, err
+	}
+	// A record that cannot be read is one that has to be made again.
+	r, err := load(o.Layout)
+	if err != nil {
+		r = Record{}
+	}
+	k, err := o.kernel(ctx, &r)
+	if err != nil {
+		return r, o.failed(StepKernel, err)
+	}
+	if err := o.image(ctx, &r); err != nil {
+		return r, o.failed(StepImage, err)
+	}
+	if err := o.probe(ctx, &r, k); err != nil {
+		return r, o.failed(StepProbe, err)
+	}
+	return r, nil
+}
+
+func (o *Options) check() error {
+	if o.Kernel != "" && o.KernelDeb != "" {
+		return api.Errorf(api.ErrValidationFlags, "--kernel and --kernel-deb were given together").
+			WithHint("give one of them")
+	}
+	if len(o.Agent) == 0 || o.Probe == nil || len(o.Accels) == 0 {
+		return errors.New("set up: options lack the agent, the probe or the accelerators")
+	}
+	if o.Progress == nil {
+		o.Progress = func(Event) {}
+	}
+	return nil
+}
+
+func (o *Options) event(s Step, state State, format string, args ...any) {
+	o.Progress(Event{Step: s, State: state, Detail: fmt.Sprintf(format, args...)})
+}
+
+func (o *Options) failed(s Step, err error) error {
+	o.event(s, Failed, "%v", err)
+	return fmt.Errorf("set up %s: %w", s, err)
+}
+
+// lockPatience is how long a lock may be busy before that is worth an event.
+const lockPatience = 100 * time.Millisecond
+
+func (o *Options) lock(ctx context.Context) (unlock func(), err error) {
+	if err := o.makeLockFile(); err != nil {
+		return nil, stateDirError(o.Layout.Dir, err)
+	}
+	quick, cancel := context.WithTimeout(ctx, lockPatience)
+	defer cancel()
+	unlock, err = scratch.Lock(quick, o.Layout.SetupLock())
+	if err == nil || quick.Err() == nil || ctx.Err() != nil {
+		return unlock, err
+	}
+	o.event(StepLock, Running, "another setup is running")
+	if unlock, err = scratch.Lock(ctx, o.Layout.SetupLock()); err != nil {
+		return nil, o.failed(StepLock, err)
+	}
+	o.event(StepLock, Done, "")
+	return unlock, nil
+}
+
+func (o *Options) makeLockFile() error {
+	if err := os.MkdirAll(o.Layout.Dir, 0o755); err != nil {
+		return err
+	}
+	f, err := os.OpenFile(o.Layout.SetupLock(), os.O_RDONLY|os.O_CREATE, 0o600)
+	if err != nil {
+		return err
+	}
+	return f.Close()
+}
+
+func stateDirError(dir string, err error) error {
+	if errors.Is(err, os.ErrPermission) {
+		return api.Errorf(api.ErrPermission, "use state directory: %w", err).
+			WithHint("run vmsan as the user who owns %s, or give another --state-dir", dir)
+	}
+	return scratch.Explain(api.Errorf(api.ErrValidationStateDir, "use state directory: %w", err))
+}
+
+// clean removes what interrupted runs left.
+func (o *Options) clean() error {
+	swept, err := scratch.Sweep(o.Layout.Tmp())
+	if len(swept) > 0 {
+		o.event(StepClean, Done, "removed %d leftovers of interrupted runs", len(swept))
+	}
+	if err != nil {
+		return o.failed(StepClean, err)
+	}
+	return nil
+}
+
+// kernel has a kernel in place that fits what was asked for, with the agent
+// there is now.
+func (o *Options) kernel(ctx context.Context, r *Record) (kernel.Kernel, error) {
+	old, err := o.fittingKernel(r)
+	if err != nil {
+		return kernel.Kernel{}, err
+	}
+	if old.AgentDigest == hexSum(o.Agent) {
+		o.event(StepKernel, Kept, "%s", old.Version)
+		return old, nil
+	}
+	k, err := o.installKernel(ctx, old)
+	if err != nil {
+		return kernel.Kernel{}, err
+	}
+	r.Kernel, r.KernelVersion = k.Digest, k.Version
+	if err := r.save(o.Layout); err != nil {
+		return kernel.Kernel{}, err
+	}
+	o.event(StepKernel, Done, "%s", k.Version)
+	return k, o.pruneKernels(k.Digest)
+}
+
+// fittingKernel returns the kernel there is, if it is whole and what was
+// asked for, whatever its agent; or else a Kernel without a digest.
+func (o *Options) fittingKernel(r *Record) (kernel.Kernel, error) {
+	if r.Kernel == "" {
+		return kernel.Kernel{}, nil
+	}
+	k, err := kernel.Check(o.Layout, r.Kernel)
+	if err != nil {
+		// A new one takes its place, whatever is wrong with this one.
+		return kernel.Kernel{}, nil
+	}
+	kind, path := "file", o.Kernel
+	if o.KernelDeb != "" {
+		kind, path = "deb", o.KernelDeb
+	}
+	if path == "" {
+		return k, nil
+	}
+	sum, err := hashFile(path)
+	if err != nil {
+		return kernel.Kernel{}, kernelFileError(err)
+	}
+	if k.Source.Kind != kind || k.Source.SHA256 != sum {
+		return kernel.Kernel{}, nil
+	}
+	return k, nil
+}
+
+func kernelFileError(err error) error {
+	return api.Errorf(api.ErrKernelInvalid, "read kernel: %w", err)
+}
+
+func (o *Options) installKernel(ctx context.Context, old kernel.Kernel) (kernel.Kernel, error) {
+	switch {
+	case old.Digest != "":
+		o.event(StepKernel, Running, "giving kernel %s a new agent", old.Version)
+		return kernel.WithAgent(ctx, o.Layout, old, o.Agent)
+	case o.Kernel != "":
+		o.event(StepKernel, Running, "taking it from %s", o.Kernel)
+		return kernel.InstallFile(ctx, o.Layout, o.Kernel, o.Agent)
+	case o.KernelDeb != "":
+		o.event(StepKernel, Running, "taking it from %s", o.KernelDeb)
+		return kernel.InstallDeb(ctx, o.Layout, o.KernelDeb, o.Agent)
+	}
+	o.event(StepKernel, Running, "downloading it with apt-get")
+	return kernel.InstallApt(ctx, o.Layout, o.Agent)
+}
+
+// pruneKernels removes the kernels that nothing needs any more.
+func (o *Options) pruneKernels(current string) error {
+	if o.KeepKernel == nil {
+		return nil
+	}
+	digests, err := kernel.List(o.Layout)
+	if err != nil {
+		return err
+	}
+	for _, digest := range digests {
+		if digest == current || o.KeepKernel(digest) {
+			continue
+		}
+		if err := kernel.Remove(o.Layout, digest); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// image has the default image in place.
+func (o *Options) image(ctx context.Context, r *Record) error {
+	if o.SkipImage {
+		return nil
+	}
+	images := image.Store{Layout: o.Layout}
+	img, err := defaultImage(ctx, images)
+	if err != nil {
+		return err
+	}
+	if img.Digest != "" {
+		o.event(StepImage, Kept, "%s, %.12s", image.DefaultName, img.Digest)
+		return o.saveImage(r, img)
+	}
+	o.event(StepImage, Running, "building it with mmdebstrap")
+	build := o.Debian
+	build.Name = image.DefaultName
+	build.Progress = func(doing string) { o.event(StepImage, Running, "%s", doing) }
+	if img, err = images.BuildDebian(ctx, build); err != nil {
+		return err
+	}
+	if err := o.saveImage(r, img); err != nil {
+		return err
+	}
+	o.event(StepImage, Done, "%s, %.12s", image.DefaultName, img.Digest)
+	return nil
+}
+
+// defaultImage returns the image with the default name if it is undamaged, or
+// else an Image without a digest.
+func defaultImage(ctx context.Context, images image.Store) (image.Image, error) {
+	img, err := images.Resolve(image.DefaultName)
+	if err == nil {
+		img, err = images.Verify(ctx, img.Digest)
+	}
+	if api.HasCode(err, api.ErrImageNotFound) || api.HasCode(err, api.ErrImageCorrupt) {
+		return image.Image{}, nil
+	}
+	return img, err
+}
+
+func (o *Options) saveImage(r *Record, img image.Image) error {
+	if r.Image == img.Digest && r.ImageName == image.DefaultName {
+		return nil
+	}
+	r.Image, r.ImageName = img.Digest, image.DefaultName
+	return r.save(o.Layout)
+}
+
+// probe tries the accelerators that have not been tried on this basis, and
+// chooses the first that works.
+func (o *Options) probe(ctx context.Context, r *Record, k kernel.Kernel) error {
+	basis := Basis{Kernel: k.Digest, VMM: o.VMM, CPU: cpuModel(), Host: hostRelease()}
+	var verdicts []Verdict
+	for _, accel := range o.Accels {
+		v, err := o.tryAccel(ctx, r, accel, basis, k)
+		if err != nil {
+			return err
+		}
+		verdicts = append(verdicts, v)
+	}
+	r.Verdicts, r.Accel = verdicts, firstWorking(verdicts)
+	if err := r.save(o.Layout); err != nil {
+		return err
+	}
+	if r.Accel == "" {
+		return noAccelerator(verdicts)
+	}
+	return nil
+}
+
+func (o *Options) tryAccel(ctx context.Context, r *Record, accel string, basis Basis, k kernel.Kernel) (Verdict, error) {
+	// What failed is tried again whenever somebody asks: its cause may be a
+	// missing right or device that no basis shows.
+	if v, ok := r.verdict(accel, basis); ok && v.Works {
+		o.event(StepProbe, Kept, "%s works", accel)
+		return v, nil
+	}
+	o.event(StepProbe, Running, "%s", accel)
+	start := time.Now()
+	err := o.Probe(ctx, accel, k)
+	if ctx.Err() != nil {
+		return Verdict{}, ctx.Err()
+	}
+	v := Verdict{
+		Accel:     accel,
+		Works:     err == nil,
+		Seconds:   time.Since(start).Seconds(),
+		CheckedAt: start.UTC().Truncate(time.Second),
+		Basis:     basis,
+	}
+	if err != nil {
+		v.Reason = oneLine(err.Error())
+		o.event(StepProbe, Done, "%s does not work: %s", accel, v.Reason)
+		return v, nil
+	}
+	o.event(StepProbe, Done, "%s works: booted in %.1f s", accel, v.Seconds)
+	return v, nil
+}
+
+func firstWorking(verdicts []Verdict) string {
+	for _, v := range verdicts {
+		if v.Works {
+			return v.Accel
+		}
+	}
+	return ""
+}
+
+func noAccelerator(verdicts []Verdict) error {
+	reasons := make([]string, 0, len(verdicts))
+	for _, v := range verdicts {
+		reasons = append(reasons, v.Accel+": "+v.Reason)
+	}
+	return api.Errorf(api.ErrSetupNoAccelerator, "no accelerator could boot the kernel: %s", strings.Join(reasons, "; ")).
+		WithHint("vmsan doctor tells more; vmsan setup --kernel-deb FILE tries another kernel")
+}
+
+// maxReason bounds a reason in bytes.
+const maxReason = 300
+
+func oneLine(text string) string {
+	line := strings.ToValidUTF8(strings.Join(strings.Fields(text), " "), "?")
+	if len(line) <= maxReason {
+		return line
+	}
+	return strings.ToValidUTF8(line[:maxReason], "") + "..."
+}
+
+func hexSum(data []byte) string {
+	sum := sha256.Sum256(data)
+	return hex.EncodeToString(sum[:])
+}
+
+func hashFile(path string) (string, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return "", err
+	}
+	defer f.Close()
+	sum := sha256.New()
+	if _, err := io.Copy(sum, f); err != nil {
+		return "", err
+	}
+	return hex.EncodeToString(sum.Sum(nil)), nil
+}
