@@ -470,7 +470,9 @@ func (x *ConfigureResponse) GetSteps() []*ConfigureResponse_Step {
 }
 
 type FreezeRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// A mount point. Empty: the one the agent was configured with.
+	Mount         string `protobuf:"bytes,1,opt,name=mount,proto3" json:"mount,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -503,6 +505,13 @@ func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
 func (*FreezeRequest) Descriptor() ([]byte, []int) {
 	return file_guestv1_host_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *FreezeRequest) GetMount() string {
+	if x != nil {
+		return x.Mount
+	}
+	return ""
 }
 
 type FreezeResponse struct {
@@ -542,7 +551,9 @@ func (*FreezeResponse) Descriptor() ([]byte, []int) {
 }
 
 type ThawRequest struct {
-	state         protoimpl.MessageState `protogen:"open.v1"`
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// As in FreezeRequest.
+	Mount         string `protobuf:"bytes,1,opt,name=mount,proto3" json:"mount,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -575,6 +586,13 @@ func (x *ThawRequest) ProtoReflect() protoreflect.Message {
 // Deprecated: Use ThawRequest.ProtoReflect.Descriptor instead.
 func (*ThawRequest) Descriptor() ([]byte, []int) {
 	return file_guestv1_host_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ThawRequest) GetMount() string {
+	if x != nil {
+		return x.Mount
+	}
+	return ""
 }
 
 type ThawResponse struct {
@@ -615,7 +633,7 @@ func (*ThawResponse) Descriptor() ([]byte, []int) {
 
 type ResizeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// A mount point. The host names the one over the sandbox's disk.
+	// A mount point. Empty: the one the agent was configured with.
 	Mount string `protobuf:"bytes,1,opt,name=mount,proto3" json:"mount,omitempty"`
 	// Block device under it; empty: found from the mount.
 	Device        string `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
@@ -902,10 +920,12 @@ const file_guestv1_host_proto_rawDesc = "" +
 	"\x04Step\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\"\n" +
-	"\fmicroseconds\x18\x03 \x01(\x03R\fmicroseconds\"\x0f\n" +
-	"\rFreezeRequest\"\x10\n" +
-	"\x0eFreezeResponse\"\r\n" +
-	"\vThawRequest\"\x0e\n" +
+	"\fmicroseconds\x18\x03 \x01(\x03R\fmicroseconds\"%\n" +
+	"\rFreezeRequest\x12\x14\n" +
+	"\x05mount\x18\x01 \x01(\tR\x05mount\"\x10\n" +
+	"\x0eFreezeResponse\"#\n" +
+	"\vThawRequest\x12\x14\n" +
+	"\x05mount\x18\x01 \x01(\tR\x05mount\"\x0e\n" +
 	"\fThawResponse\"=\n" +
 	"\rResizeRequest\x12\x14\n" +
 	"\x05mount\x18\x01 \x01(\tR\x05mount\x12\x16\n" +

@@ -57,7 +57,8 @@ type HostClient interface {
 	// Configure gives the guest its identity, after boot and again after every restore. Each step that
 	// was asked for is done even if one before it failed, and reported.
 	Configure(context.Context, *connect.Request[guestv1.ConfigureRequest]) (*connect.Response[guestv1.ConfigureResponse], error)
-	// Freeze flushes "/" and blocks writes to it until Thaw. What the agent keeps on disk waits as well.
+	// Freeze flushes a filesystem and blocks writes to it until Thaw: the one over the sandbox's disk, for an
+	// overlay of it cannot be frozen itself. Commands that write wait, and so does output that is kept.
 	Freeze(context.Context, *connect.Request[guestv1.FreezeRequest]) (*connect.Response[guestv1.FreezeResponse], error)
 	// Thaw undoes Freeze; thawing what is not frozen is fine.
 	Thaw(context.Context, *connect.Request[guestv1.ThawRequest]) (*connect.Response[guestv1.ThawResponse], error)
@@ -164,7 +165,8 @@ type HostHandler interface {
 	// Configure gives the guest its identity, after boot and again after every restore. Each step that
 	// was asked for is done even if one before it failed, and reported.
 	Configure(context.Context, *connect.Request[guestv1.ConfigureRequest]) (*connect.Response[guestv1.ConfigureResponse], error)
-	// Freeze flushes "/" and blocks writes to it until Thaw. What the agent keeps on disk waits as well.
+	// Freeze flushes a filesystem and blocks writes to it until Thaw: the one over the sandbox's disk, for an
+	// overlay of it cannot be frozen itself. Commands that write wait, and so does output that is kept.
 	Freeze(context.Context, *connect.Request[guestv1.FreezeRequest]) (*connect.Response[guestv1.FreezeResponse], error)
 	// Thaw undoes Freeze; thawing what is not frozen is fine.
 	Thaw(context.Context, *connect.Request[guestv1.ThawRequest]) (*connect.Response[guestv1.ThawResponse], error)

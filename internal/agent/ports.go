@@ -1,0 +1,84 @@
+package agent
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// uevents tells of devices as the kernel finds them (netlink(7),
+// NETLINK_KOBJECT_UEVENT), so that waiting for one needs no polling.
+type uevents int
+
+func listenUevents() (uevents, error) {
+	fd, err := unix.Socket(unix.AF_NETLINK, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, unix.NETLINK_KOBJECT_UEVENT)
+	if err != nil {
+		return 0, fmt.Errorf("open uevent socket: %w", err)
+	}
+	if err := unix.Bind(fd, &unix.SockaddrNetlink{Family: unix.AF_NETLINK, Groups: 1}); err != nil {
+		unix.Close(fd)
+		return 0, fmt.Errorf("listen for uevents: %w", err)
+	}
+	return uevents(fd), nil
+}
+
+func (u uevents) close() { unix.Close(int(u)) }
+
+// wait returns after the next event that names subsystem, or after any that
+// might have been lost.
+func (u uevents) wait(subsystem string) error {
+	buf := make([]byte, 8<<10)
+	for {
+		n, _, err := unix.Recvfrom(int(u), buf, 0)
+		switch {
+		case errors.Is(err, unix.EINTR):
+		case errors.Is(err, unix.ENOBUFS):
+			return nil
+		case err != nil:
+			return fmt.Errorf("wait for %s device: %w", subsystem, err)
+		case bytes.Contains(buf[:n], []byte("SUBSYSTEM="+subsystem)):
+			return nil
+		}
+	}
+}
+
+// portPath finds the device of the virtio-serial port with that name, or ""
+// if the kernel has not found it yet.
+func portPath(name string) string {
+	names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
+	for _, file := range names {
+		if got, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(got)) == name {
+			return filepath.Join("/dev", filepath.Base(filepath.Dir(file)))
+		}
+	}
+	return ""
+}
+
+func openPort(events uevents, name string) (*os.File, error) {
+	for {
+		if path := portPath(name); path != "" {
+			return os.OpenFile(path, os.O_RDWR, 0)
+		}
+		if err := events.wait("virtio-ports"); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// waitForFile returns when path exists, which for a disk is soon after its
+// driver is loaded.
+func waitForFile(events uevents, subsystem, path string) error {
+	for {
+		if _, err := os.Stat(path); err == nil {
+			return nil
+		}
+		if err := events.wait(subsystem); err != nil {
+			return err
+		}
+	}
+}

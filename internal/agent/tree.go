@@ -1,0 +1,382 @@
+package agent
+
+import (
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"syscall"
+)
+
+// A forest gives each command a tree of its own: a way to reach every process it led to.
+type forest interface {
+	// plant makes the tree of a command about to start and adds to attr what makes the command begin in it.
+	plant(attr *syscall.SysProcAttr) (tree, error)
+	// sweep removes what ended trees left. It is called when an orphan has been reaped.
+	sweep()
+	// name is "cgroup" or "proc".
+	name() string
+	// clear removes what is left, at the end of the agent.
+	clear()
+}
+
+// A tree is every process of one command. Its methods may be called at any time, from any goroutine.
+type tree interface {
+	// root tells the pid of the command, once it has been started.
+	root(pid int)
+	// signal reaches each process of the tree. It is no error if there is none.
+	signal(number syscall.Signal) error
+	// fell says that the command itself has ended, or was never started. Others of its tree may live on.
+	fell()
+}
+
+// newForest prefers cgroups, which nothing can leave; a kernel without version 2 of them, or older than
+// 5.14, gets the walk over /proc.
+func newForest(directory string, signalLeader func(pid int, number syscall.Signal) error) forest {
+	f, err := newCgroupForest(directory)
+	if err != nil {
+		return &procForest{signalLeader: signalLeader}
+	}
+	return f
+}
+
+type cgroupForest struct {
+	directory string
+	next      atomic.Uint64
+
+	mu    sync.Mutex
+	spare *cgroupTree              // made ahead, to keep mkdir off the way of a start
+	left  map[*cgroupTree]struct{} // ended with processes still in them
+}
+
+func newCgroupForest(directory string) (*cgroupForest, error) {
+	if directory == "" {
+		return nil, errors.New("no cgroup directory given")
+	}
+	if err := os.MkdirAll(directory, 0o755); err != nil {
+		return nil, fmt.Errorf("make cgroup %s: %w", directory, err)
+	}
+	if _, err := os.Stat(filepath.Join(directory, "cgroup.kill")); err != nil {
+		return nil, fmt.Errorf("look for cgroup.kill (cgroup v2, requires >= 5.14): %w", err)
+	}
+	f := &cgroupForest{directory: directory, left: map[*cgroupTree]struct{}{}}
+	spare, err := f.grow()
+	if err != nil {
+		return nil, err
+	}
+	f.spare = spare
+	return f, nil
+}
+
+func (f *cgroupForest) name() string { return "cgroup" }
+
+// grow makes one cgroup and opens it.
+func (f *cgroupForest) grow() (*cgroupTree, error) {
+	directory := filepath.Join(f.directory, strconv.FormatUint(f.next.Add(1), 10))
+	// One of that name is of an agent before this one.
+	if err := os.Mkdir(directory, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
+		return nil, fmt.Errorf("make cgroup %s: %w", directory, err)
+	}
+	fd, err := syscall.Open(directory, syscall.O_RDONLY|syscall.O_DIRECTORY|syscall.O_CLOEXEC, 0)
+	if err != nil {
+		os.Remove(directory)
+		return nil, fmt.Errorf("open cgroup %s: %w", directory, err)
+	}
+	return &cgroupTree{forest: f, directory: directory, fd: fd}, nil
+}
+
+func (f *cgroupForest) plant(attr *syscall.SysProcAttr) (tree, error) {
+	f.mu.Lock()
+	t := f.spare
+	f.spare = nil
+	f.mu.Unlock()
+	if t == nil {
+		made, err := f.grow()
+		if err != nil {
+			return nil, err
+		}
+		t = made
+	}
+	attr.UseCgroupFD = true
+	attr.CgroupFD = t.fd
+	return t, nil
+}
+
+// restock makes the next spare.
+func (f *cgroupForest) restock() {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.spare != nil {
+		return
+	}
+	// Without a spare the next start makes its own and reports what is wrong.
+	f.spare, _ = f.grow()
+}
+
+func (f *cgroupForest) sweep() {
+	f.mu.Lock()
+	left := make([]*cgroupTree, 0, len(f.left))
+	for t := range f.left {
+		left = append(left, t)
+	}
+	f.mu.Unlock()
+	for _, t := range left {
+		t.remove()
+	}
+}
+
+func (f *cgroupForest) clear() {
+	f.sweep()
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.spare != nil {
+		syscall.Close(f.spare.fd)
+		syscall.Rmdir(f.spare.directory)
+		f.spare = nil
+	}
+	// Stays while a process a command left behind is in it.
+	syscall.Rmdir(f.directory)
+}
+
+type cgroupTree struct {
+	forest    *cgroupForest
+	directory string
+	fd        int // open until the command runs
+}
+
+func (t *cgroupTree) root(int) {
+	syscall.Close(t.fd)
+}
+
+func (t *cgroupTree) signal(number syscall.Signal) error {
+	if number == syscall.SIGKILL {
+		return t.kill()
+	}
+	pids, err := t.pids()
+	for _, pid := range pids {
+		if killErr := syscall.Kill(pid, number); killErr != nil && killErr != syscall.ESRCH {
+			err = errors.Join(err, fmt.Errorf("signal process %d: %w", pid, killErr))
+		}
+	}
+	return err
+}
+
+// kill reaches cgroups below as well, and processes that are being forked.
+func (t *cgroupTree) kill() error {
+	err := os.WriteFile(filepath.Join(t.directory, "cgroup.kill"), []byte("1"), 0)
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) {
+		return nil
+	}
+	return err
+}
+
+// pids lists the processes of the cgroup and of those the command made below it.
+func (t *cgroupTree) pids() ([]int, error) {
+	var pids []int
+	err := filepath.WalkDir(t.directory, func(path string, entry fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if entry.Name() != "cgroup.procs" {
+			return nil
+		}
+		text, err := os.ReadFile(path)
+		if err != nil {
+			return nil // removed meanwhile, or threaded: its processes are listed above it
+		}
+		for _, field := range strings.Fields(string(text)) {
+			if pid, err := strconv.Atoi(field); err == nil && pid > 0 {
+				pids = append(pids, pid)
+			}
+		}
+		return nil
+	})
+	return pids, err
+}
+
+func (t *cgroupTree) fell() {
+	t.forest.mu.Lock()
+	t.forest.left[t] = struct{}{}
+	t.forest.mu.Unlock()
+	t.remove()
+	t.forest.restock()
+}
+
+// remove removes the cgroup unless a process is left in it. Then a later sweep does.
+func (t *cgroupTree) remove() {
+	err := syscall.Rmdir(t.directory)
+	if err == syscall.EBUSY && t.removeBelow() {
+		err = syscall.Rmdir(t.directory)
+	}
+	if err != nil && err != syscall.ENOENT {
+		return
+	}
+	t.forest.mu.Lock()
+	delete(t.forest.left, t)
+	t.forest.mu.Unlock()
+}
+
+// removeBelow removes empty cgroups the command made inside its own, deepest first, and tells if there were any.
+func (t *cgroupTree) removeBelow() bool {
+	var below []string
+	filepath.WalkDir(t.directory, func(path string, entry fs.DirEntry, err error) error {
+		if err == nil && entry.IsDir() && path != t.directory {
+			below = append(below, path)
+		}
+		return nil
+	})
+	for i := len(below) - 1; i >= 0; i-- {
+		syscall.Rmdir(below[i])
+	}
+	return len(below) > 0
+}
+
+// procForest finds trees by walking /proc. A process that both starts a session of its own and loses its
+// parent gets away from it.
+type procForest struct {
+	// signalLeader signals the command itself, unless its end was reaped.
+	signalLeader func(pid int, number syscall.Signal) error
+}
+
+func (f *procForest) name() string { return "proc" }
+func (f *procForest) sweep()       {}
+func (f *procForest) clear()       {}
+
+func (f *procForest) plant(*syscall.SysProcAttr) (tree, error) {
+	return &procTree{forest: f}, nil
+}
+
+type procTree struct {
+	forest *procForest
+	leader atomic.Int64
+	ended  atomic.Bool
+}
+
+func (t *procTree) root(pid int) { t.leader.Store(int64(pid)) }
+func (t *procTree) fell()        { t.ended.Store(true) }
+
+// killRounds bounds the hunt for processes that fork while they are being killed.
+const killRounds = 16
+
+func (t *procTree) signal(number syscall.Signal) error {
+	leader := int(t.leader.Load())
+	if leader == 0 {
+		return nil
+	}
+	if number != syscall.SIGKILL {
+		_, err := t.signalOnce(leader, number)
+		return err
+	}
+	for range killRounds {
+		found, err := t.signalOnce(leader, number)
+		if err != nil || !found {
+			return err
+		}
+	}
+	return nil
+}
+
+// signalOnce signals each process of the tree and tells if there was one.
+func (t *procTree) signalOnce(leader int, number syscall.Signal) (bool, error) {
+	all, err := processes()
+	if err != nil {
+		return false, err
+	}
+	if _, reused := all[leader]; reused && t.ended.Load() {
+		// The kernel gives a number out again only when no session or group bears it any more.
+		return false, nil
+	}
+	found := false
+	for pid := range all {
+		if pid == os.Getpid() || !all.belongs(pid, leader) {
+			continue
+		}
+		found = true
+		if pid == leader {
+			err = t.forest.signalLeader(pid, number)
+		} else {
+			err = syscall.Kill(pid, number)
+		}
+		if err != nil && err != syscall.ESRCH {
+			return true, fmt.Errorf("signal process %d: %w", pid, err)
+		}
+	}
+	return found, nil
+}
+
+// processTable is what /proc says of who came from whom.
+type processTable map[int]processStat
+
+type processStat struct {
+	state           byte
+	parent, session int
+}
+
+// processes reads the table of all processes but the dead.
+func processes() (processTable, error) {
+	directory, err := os.Open("/proc")
+	if err != nil {
+		return nil, err
+	}
+	defer directory.Close()
+	names, err := directory.Readdirnames(-1)
+	if err != nil {
+		return nil, fmt.Errorf("list /proc: %w", err)
+	}
+	table := processTable{}
+	for _, name := range names {
+		pid, err := strconv.Atoi(name)
+		if err != nil {
+			continue
+		}
+		text, err := os.ReadFile("/proc/" + name + "/stat")
+		if err != nil {
+			continue // gone
+		}
+		if stat, ok := parseStat(string(text)); ok && stat.state != 'Z' && stat.state != 'X' {
+			table[pid] = stat
+		}
+	}
+	return table, nil
+}
+
+// parseStat reads the line of /proc/PID/stat: the name in parentheses may hold anything, also parentheses.
+func parseStat(text string) (processStat, bool) {
+	end := strings.LastIndexByte(text, ')')
+	if end < 0 {
+		return processStat{}, false
+	}
+	fields := strings.Fields(text[end+1:]) // state ppid pgrp session ...
+	if len(fields) < 4 || len(fields[0]) != 1 {
+		return processStat{}, false
+	}
+	parent, parentErr := strconv.Atoi(fields[1])
+	session, sessionErr := strconv.Atoi(fields[3])
+	if parentErr != nil || sessionErr != nil {
+		return processStat{}, false
+	}
+	return processStat{state: fields[0][0], parent: parent, session: session}, true
+}
+
+// belongs tells if a process is in the session of leader, or descends from a process that is.
+func (p processTable) belongs(pid, leader int) bool {
+	for range len(p) {
+		stat, ok := p[pid]
+		if !ok {
+			return false
+		}
+		if pid == leader || stat.session == leader {
+			return true
+		}
+		pid = stat.parent
+	}
+	return false
+}
