@@ -146,7 +146,7 @@ func installDeb(ctx context.Context, l store.Layout, path string, source Source,
 	}
 	defer dir.Close()
 	if source.SHA256, err = hashFile(path); err != nil {
-		return Kernel{}, err
+		return Kernel{}, invalid(err)
 	}
 	if err := unpackDeb(ctx, path, dir.Path); err != nil {
 		return Kernel{}, invalid(err)
