@@ -58,10 +58,12 @@ func newCgroupForest(directory string) (*cgroupForest, error) {
 	if directory == "" {
 		return nil, errors.New("no cgroup directory given")
 	}
-	if err := os.MkdirAll(directory, 0o755); err != nil {
+	// Its parent is a cgroup or there are none: nothing is made elsewhere.
+	if err := os.Mkdir(directory, 0o755); err != nil && !errors.Is(err, fs.ErrExist) {
 		return nil, fmt.Errorf("make cgroup %s: %w", directory, err)
 	}
 	if _, err := os.Stat(filepath.Join(directory, "cgroup.kill")); err != nil {
+		os.Remove(directory)
 		return nil, fmt.Errorf("look for cgroup.kill (cgroup v2, requires >= 5.14): %w", err)
 	}
 	f := &cgroupForest{directory: directory, left: map[*cgroupTree]struct{}{}}
