@@ -170,7 +170,8 @@ func (a *Agent) PublicHandler() http.Handler {
 
 func (a *Agent) routeContract(mux *http.ServeMux) {
 	options := connectOptions()
-	mux.Handle(processconnect.NewProcessHandler(&processService{agent: a}, options...))
+	path, handler := processconnect.NewProcessHandler(&processService{agent: a}, options...)
+	mux.Handle(path, exposeStreams(handler))
 	mux.Handle(filesystemconnect.NewFilesystemHandler(&filesystemService{agent: a}, options...))
 	mux.HandleFunc("GET /health", serveHealth)
 	mux.HandleFunc("GET /metrics", a.serveMetrics)

@@ -42,7 +42,7 @@ func (s *processService) Start(ctx context.Context, request *connect.Request[pro
 		defer context.AfterFunc(ctx, r.kill)()
 	}
 	response := &process.StartResponse{}
-	events := newEventStream(request.Header(), func(event *process.ProcessEvent) error {
+	events := newEventStream(ctx, request.Header(), func(event *process.ProcessEvent) error {
 		response.Event = event
 		return stream.Send(response)
 	})
@@ -69,7 +69,7 @@ func (s *processService) Connect(ctx context.Context, request *connect.Request[p
 		return connect.NewError(connect.CodeResourceExhausted, err)
 	}
 	response := &process.ConnectResponse{}
-	events := newEventStream(request.Header(), func(event *process.ProcessEvent) error {
+	events := newEventStream(ctx, request.Header(), func(event *process.ProcessEvent) error {
 		response.Event = event
 		return stream.Send(response)
 	})
@@ -83,7 +83,7 @@ func (r *running) stream(ctx context.Context, follower follower, events *eventSt
 		// The follower is told so by the first thing it sends.
 		gone, cancel := context.WithCancel(ctx)
 		cancel()
-		return errors.Join(err, follower.follow(gone, func(source, []byte) error { return err }))
+		return errors.Join(err, follower.follow(gone, func(source, chunk) error { return err }))
 	}
 	if err := follower.follow(ctx, events.data); err != nil {
 		return streamError(err)
@@ -506,6 +506,7 @@ func (s *processService) findLive(selector *process.ProcessSelector) (*running, 
 // while. Its messages are made once and used again: Send has encoded them when it returns.
 type eventStream struct {
 	interval time.Duration
+	raw      *rawStream // nil for JSON
 
 	mu     sync.Mutex
 	send   func(*process.ProcessEvent) error
@@ -513,17 +514,18 @@ type eventStream struct {
 	timer  *time.Timer
 	closed bool
 
-	event  process.ProcessEvent
-	output process.ProcessEvent_DataEvent
-	data_  process.ProcessEvent_Data
-	stdout process.ProcessEvent_DataEvent_Stdout
-	stderr process.ProcessEvent_DataEvent_Stderr
-	pty    process.ProcessEvent_DataEvent_Pty
+	event   process.ProcessEvent
+	output  process.ProcessEvent_DataEvent
+	wrapped process.ProcessEvent_Data
+	stdout  process.ProcessEvent_DataEvent_Stdout
+	stderr  process.ProcessEvent_DataEvent_Stderr
+	pty     process.ProcessEvent_DataEvent_Pty
 }
 
-func newEventStream(header http.Header, send func(*process.ProcessEvent) error) *eventStream {
+func newEventStream(ctx context.Context, header http.Header, send func(*process.ProcessEvent) error) *eventStream {
 	e := &eventStream{interval: keepaliveInterval(header), send: send, last: time.Now()}
-	e.data_.Data = &e.output
+	e.wrapped.Data = &e.output
+	e.raw, _ = ctx.Value(rawStreamKey{}).(*rawStream)
 	e.timer = time.AfterFunc(e.interval, e.beat)
 	return e
 }
@@ -563,9 +565,22 @@ func (e *eventStream) emitLocked(event *process.ProcessEvent) error {
 }
 
 // data is the sink of the process's output.
-func (e *eventStream) data(from source, data []byte) error {
+func (e *eventStream) data(from source, c chunk) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	if e.raw == nil {
+		return e.emitLocked(e.dataEvent(from, c.data()))
+	}
+	if e.closed {
+		return os.ErrClosed
+	}
+	err := e.raw.write(c.framed(from))
+	e.last = time.Now()
+	return err
+}
+
+// dataEvent is called with the lock held. The event is good until the next one.
+func (e *eventStream) dataEvent(from source, data []byte) *process.ProcessEvent {
 	switch from {
 	case stdout:
 		e.stdout.Stdout = data
@@ -577,8 +592,8 @@ func (e *eventStream) data(from source, data []byte) error {
 		e.pty.Pty = data
 		e.output.Output = &e.pty
 	}
-	e.event.Event = &e.data_
-	return e.emitLocked(&e.event)
+	e.event.Event = &e.wrapped
+	return &e.event
 }
 
 func (e *eventStream) beat() {

@@ -10,8 +10,8 @@ import (
 // errLagging ends a stream that is dropped so that it does not hold others up.
 var errLagging = errors.New("this stream is too slow for the output and was dropped; connect again")
 
-// sink takes one piece of output and is done with the bytes when it returns. An error ends its stream.
-type sink func(from source, data []byte) error
+// sink takes one piece of output and is done with its buffer when it returns. An error ends its stream.
+type sink func(from source, c chunk) error
 
 // A follower is one stream on the output of one process.
 type follower interface {
@@ -33,9 +33,9 @@ type output struct {
 
 // deliver is called by the one or two goroutines that read a process's output. It waits for the stream
 // that started the process, and for a later one if that is the only one.
-func (o *output) deliver(from source, data []byte) {
+func (o *output) deliver(from source, c chunk) {
 	if o.kept != nil {
-		o.kept.add(from, data)
+		o.kept.add(from, c.data())
 		return
 	}
 	o.mu.Lock()
@@ -46,10 +46,10 @@ func (o *output) deliver(from source, data []byte) {
 	first, queued := o.first, o.queued
 	o.mu.Unlock()
 	for _, f := range queued {
-		f.push(from, data)
+		f.push(from, c.data())
 	}
 	if first != nil {
-		first.push(from, data)
+		first.push(from, c)
 	}
 }
 
@@ -178,14 +178,14 @@ func (f *directFollower) follow(ctx context.Context, emit sink) error {
 	return ctx.Err()
 }
 
-func (f *directFollower) push(from source, data []byte) {
+func (f *directFollower) push(from source, c chunk) {
 	<-f.ready
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.left || f.err != nil {
 		return
 	}
-	if f.err = f.emit(from, data); f.err != nil {
+	if f.err = f.emit(from, c); f.err != nil {
 		f.finish()
 	}
 }
@@ -211,8 +211,8 @@ type queueFollower struct {
 }
 
 type piece struct {
-	from source
-	data []byte
+	from  source
+	chunk chunk
 }
 
 func (f *queueFollower) follow(ctx context.Context, emit sink) error {
@@ -224,7 +224,7 @@ func (f *queueFollower) follow(ctx context.Context, emit sink) error {
 			if ctx.Err() != nil {
 				return ctx.Err()
 			}
-			if emitErr := emit(p.from, p.data); emitErr != nil {
+			if emitErr := emit(p.from, p.chunk); emitErr != nil {
 				return emitErr
 			}
 		}
@@ -276,7 +276,7 @@ func (f *queueFollower) push(from source, data []byte) {
 		f.notify()
 		return
 	}
-	f.pieces = append(f.pieces, piece{from: from, data: append([]byte(nil), data...)})
+	f.pieces = append(f.pieces, piece{from: from, chunk: newChunk(data)})
 	f.bytes += size
 	f.notify()
 }
@@ -325,7 +325,7 @@ func (f *keptFollower) follow(ctx context.Context, emit sink) error {
 	buffer := chunks.Get().(*[]byte)
 	defer chunks.Put(buffer)
 	for {
-		from, data, err := f.reader.next(ctx, *buffer)
+		from, data, err := f.reader.next(ctx, (*buffer)[headroom:])
 		if errors.Is(err, io.EOF) {
 			return nil
 		}
@@ -335,14 +335,8 @@ func (f *keptFollower) follow(ctx context.Context, emit sink) error {
 		if err != nil {
 			return err
 		}
-		if err := emit(from, data); err != nil {
+		if err := emit(from, chunk{buffer: *buffer, n: len(data)}); err != nil {
 			return err
 		}
 	}
 }
-
-// chunks are buffers of chunkSize.
-var chunks = sync.Pool{New: func() any {
-	buffer := make([]byte, chunkSize)
-	return &buffer
-}}

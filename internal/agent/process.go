@@ -204,19 +204,15 @@ func (r *running) read(out outputEnd) {
 	}
 	buffer := chunks.Get().(*[]byte)
 	defer chunks.Put(buffer)
-	grown := out.from == terminal
+	reader := outputReader{outputEnd: out, grown: out.from == terminal} // a terminal has no size to set
 	for {
-		n, err := out.file.Read(*buffer)
+		// An error is io.EOF from a pipe, EIO from a terminal nobody has open, ErrClosed from one closed here.
+		n, err := reader.read((*buffer)[headroom:])
 		if n > 0 {
-			r.output.deliver(out.from, (*buffer)[:n])
+			r.output.deliver(out.from, chunk{buffer: *buffer, n: n})
 		}
 		if err != nil {
-			// io.EOF from a pipe, EIO from a terminal nobody has open, ErrClosed from one closed here.
 			return
-		}
-		if !grown && n >= defaultPipeSize {
-			grown = true
-			growPipe(out.file)
 		}
 	}
 }
@@ -224,6 +220,45 @@ func (r *running) read(out outputEnd) {
 // defaultPipeSize is that of Linux with pages of 4 KiB. A command that fills it is worth a larger pipe;
 // the others are spared the call.
 const defaultPipeSize = 64 << 10
+
+// A command that writes a lot, 4 or 8 KiB at a time, and a reader that is as fast would wake one another for
+// each piece: on one emulated CPU that costs far more than the bytes. After busyReads pieces in a row of
+// busyBytes or more the reader looks only every busyPause, while a larger pipe takes what is written.
+const (
+	busyBytes = 4 << 10
+	busyReads = 4
+	busyPause = time.Millisecond
+)
+
+// outputReader reads a pipe, waiting between reads from one that is busy.
+type outputReader struct {
+	outputEnd
+	busy  int // reads in a row of busyBytes or more
+	grown bool
+	last  int // bytes
+}
+
+func (o *outputReader) read(buffer []byte) (int, error) {
+	if o.busy >= busyReads && o.last < defaultPipeSize {
+		time.Sleep(busyPause)
+	}
+	n, err := o.file.Read(buffer)
+	o.note(n)
+	return n, err
+}
+
+func (o *outputReader) note(n int) {
+	o.last = n
+	if n < busyBytes {
+		o.busy = 0
+		return
+	}
+	o.busy++
+	if !o.grown && (o.busy >= busyReads || n >= defaultPipeSize) {
+		o.grown = true
+		growPipe(o.file)
+	}
+}
 
 func growPipe(file *os.File) {
 	raw, err := file.SyscallConn()
