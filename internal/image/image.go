@@ -150,7 +150,7 @@ func convert(ctx context.Context, r io.Reader, f *os.File) error {
 	checked, pipe := io.Pipe()
 	done := make(chan error, 1)
 	go func() {
-		err := checkTar(ctx, r, pipe)
+		err := checkTar(ctx, r, pipe, maxDiskSize)
 		pipe.CloseWithError(err)
 		done <- err
 	}()

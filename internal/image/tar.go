@@ -23,12 +23,14 @@ const (
 )
 
 // checkTar copies a tar archive from r to w, entry by entry, without what a
-// root file system cannot have. Errors of the archive are ErrImageInvalid.
-func checkTar(ctx context.Context, r io.Reader, w io.Writer) error {
+// root file system cannot have, and with at most maxBytes in all its files: a
+// short archive of a sparse file can be very long. Errors of the archive are
+// ErrImageInvalid.
+func checkTar(ctx context.Context, r io.Reader, w io.Writer, maxBytes int64) error {
 	tail := &tailReader{r: bufio.NewReaderSize(cancelable{ctx, r}, 1<<20)}
 	in := tar.NewReader(tail)
 	out := tar.NewWriter(w)
-	entries := 0
+	entries, left := 0, maxBytes
 	for {
 		h, err := in.Next()
 		if errors.Is(err, io.EOF) {
@@ -40,6 +42,10 @@ func checkTar(ctx context.Context, r io.Reader, w io.Writer) error {
 		if entries++; entries > maxEntries {
 			return invalid(fmt.Errorf("more than %d entries", maxEntries))
 		}
+		if h.Size > left {
+			return invalid(fmt.Errorf("more than %d bytes in its files", maxBytes))
+		}
+		left -= h.Size
 		if err := copyEntry(out, h, in); err != nil {
 			return archiveError(ctx, fmt.Errorf("entry %.200q: %w", h.Name, err))
 		}
@@ -123,8 +129,10 @@ func copyEntry(out *tar.Writer, h *tar.Header, body io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if err := out.WriteHeader(clean); err != nil {
+	if err := out.WriteHeader(clean); errors.Is(err, errConverted) {
 		return err
+	} else if err != nil {
+		return entryError(err.Error()) // what no archive can say
 	}
 	if clean.Typeflag != tar.TypeReg {
 		return nil
@@ -137,6 +145,9 @@ func cleanHeader(h *tar.Header) (*tar.Header, error) {
 	name, err := cleanPath(h.Name)
 	if err != nil {
 		return nil, err
+	}
+	if name == "./" && h.Typeflag != tar.TypeDir {
+		return nil, entryError("the root is not a directory")
 	}
 	if uint64(h.Uid) > math.MaxUint32 || uint64(h.Gid) > math.MaxUint32 {
 		return nil, entryError(fmt.Sprintf("owner %d:%d is out of range", h.Uid, h.Gid))
@@ -162,7 +173,7 @@ func fillType(clean, h *tar.Header) error {
 		clean.Typeflag = tar.TypeReg
 		clean.Size = h.Size
 	case tar.TypeDir:
-		clean.Name += "/"
+		clean.Name = strings.TrimSuffix(clean.Name, "/") + "/"
 	case tar.TypeFifo:
 	case tar.TypeChar, tar.TypeBlock:
 		if h.Devmajor < 0 || h.Devmajor > 0xfff || h.Devminor < 0 || h.Devminor > 0xfffff {

@@ -140,7 +140,11 @@ func Read(r io.ReaderAt) (Spec, error) {
 		return Spec{}, fmt.Errorf("read initramfs: %w", err)
 	}
 	spec := Spec{Agent: files["init"]}
-	for path := range strings.Lines(string(files[LoadList[1:]])) {
+	list, ok := files[LoadList[1:]]
+	if !ok {
+		return Spec{}, errors.New("read initramfs: it has no load list")
+	}
+	for path := range strings.Lines(string(list)) {
 		path = strings.TrimSuffix(path, "\n")
 		name := strings.TrimSuffix(strings.TrimPrefix(path, "/modules/"), ".ko")
 		m := Module{Name: name, Data: files[strings.TrimPrefix(path, "/")]}
