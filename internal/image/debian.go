@@ -191,7 +191,10 @@ func startBuilder(ctx context.Context, o DebianOptions, dir *scratch.Dir) (*buil
 	}
 	// If vmsan is killed, the directory stays mmdebstrap's until that ends.
 	b.cmd.ExtraFiles = []*os.File{dir.Lock()}
-	b.cmd.Cancel = func() error { return b.cmd.Process.Signal(syscall.SIGTERM) }
+	// In a group of its own: it waits for its dpkg and apt-get to end before it
+	// ends itself, so those have to be told too.
+	b.cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
+	b.cmd.Cancel = func() error { return syscall.Kill(-b.cmd.Process.Pid, syscall.SIGTERM) }
 	b.cmd.WaitDelay = builderGrace
 	out, err := b.cmd.StdoutPipe()
 	if err != nil {

@@ -150,14 +150,20 @@ func (a apt) update(ctx context.Context) error {
 	return a.run(ctx, a.dir, "update")
 }
 
-func (a apt) run(ctx context.Context, dir string, args ...string) error {
-	if a.private {
-		args = append([]string{
-			"-o", "Dir::State::Lists=" + filepath.Join(a.dir, "lists"),
-			"-o", "Dir::Cache=" + filepath.Join(a.dir, "cache"),
-		}, args...)
+func (a apt) options() []string {
+	if !a.private {
+		return []string{"-q"}
 	}
-	cmd := exec.CommandContext(ctx, "apt-get", append([]string{"-q"}, args...)...)
+	return []string{
+		"-q",
+		"-o", "Dir::State::Lists=" + filepath.Join(a.dir, "lists"),
+		"-o", "Dir::Cache=" + filepath.Join(a.dir, "cache"),
+		"-o", "APT::Update::Error-Mode=any", // or a dead network is no error
+	}
+}
+
+func (a apt) run(ctx context.Context, dir string, args ...string) error {
+	cmd := exec.CommandContext(ctx, "apt-get", append(a.options(), args...)...)
 	cmd.Dir = dir
 	cmd.Env = append(os.Environ(), "LC_ALL=C", "DEBIAN_FRONTEND=noninteractive")
 	cmd.WaitDelay = aptGrace
@@ -167,7 +173,7 @@ func (a apt) run(ctx context.Context, dir string, args ...string) error {
 		return ctx.Err()
 	}
 	if err != nil {
-		return api.Errorf(api.ErrSetupDownload, "apt-get %s: %w: %s", args[len(args)-1], err, firstErrors(out)).
+		return api.Errorf(api.ErrSetupDownload, "apt-get %s: %w: %s", strings.Join(args, " "), err, firstErrors(out)).
 			WithHint("check the network and apt's sources with: apt-get update; or: %s", noAptHint)
 	}
 	return nil
