@@ -95,6 +95,8 @@ type Agent struct {
 	table    table
 	watchers watchers
 	cpu      cpuMeter
+	// attending counts processes not yet seen to their end.
+	attending sync.WaitGroup
 
 	mu       sync.RWMutex
 	settings settings
@@ -127,16 +129,14 @@ func New(config Config) *Agent {
 	return a
 }
 
-// Close kills every tree that runs, waits for their ends, and stops reaping and watching.
+// Close kills every tree that runs, waits for their ends, and stops reaping and watching. No call may be
+// under way or come later.
 func (a *Agent) Close() error {
 	var errs []error
-	live := a.table.list(false)
-	for _, r := range live {
+	for _, r := range a.table.list(false) {
 		errs = append(errs, r.tree.signal(syscall.SIGKILL))
 	}
-	for _, r := range live {
-		<-r.ended
-	}
+	a.attending.Wait()
 	a.watchers.close()
 	a.reaper.stop()
 	a.table.close()

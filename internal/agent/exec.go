@@ -39,7 +39,12 @@ func (s *processService) Start(ctx context.Context, request *connect.Request[pro
 		return err
 	}
 	if request.Msg.GetKillOnDisconnect() {
-		defer context.AfterFunc(ctx, r.kill)()
+		stop := context.AfterFunc(ctx, r.kill)
+		// A write that fails may end the stream before ctx does.
+		defer func() {
+			stop()
+			r.kill()
+		}()
 	}
 	response := &process.StartResponse{}
 	events := newEventStream(ctx, request.Header(), func(event *process.ProcessEvent) error {

@@ -85,7 +85,7 @@ func (a *Agent) launch(c command) (*running, error) {
 	}
 	r.starter = r.output.starter()
 	a.table.add(r)
-	go a.attend(r, files.outputs, exited)
+	a.attending.Go(func() { a.attend(r, files.outputs, exited) })
 	return r, nil
 }
 
