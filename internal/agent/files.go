@@ -100,6 +100,9 @@ func (a *Agent) download(w http.ResponseWriter, r *http.Request) error {
 	if encoding == "gzip" {
 		return sendCompressed(w, r, file, info)
 	}
+	if info.Size() == 0 {
+		return sendUnsized(w, r, file)
+	}
 	http.ServeContent(w, r, path, info.ModTime(), file)
 	return nil
 }
@@ -207,6 +210,22 @@ func sendCompressed(w http.ResponseWriter, r *http.Request, file *os.File, info 
 		panic(http.ErrAbortHandler)
 	}
 	compressed.Close()
+	return nil
+}
+
+// sendUnsized sends what there is: files of /proc and /sys say they are empty and are not.
+func sendUnsized(w http.ResponseWriter, r *http.Request, file *os.File) error {
+	kind, err := contentType(file)
+	if err != nil {
+		return err
+	}
+	w.Header().Set("Content-Type", kind)
+	if r.Method == http.MethodHead {
+		return nil
+	}
+	if _, err := io.Copy(w, file); err != nil {
+		panic(http.ErrAbortHandler) // as in sendCompressed
+	}
 	return nil
 }
 

@@ -61,6 +61,21 @@ func TestDownload(t *testing.T) {
 	}
 }
 
+// Files of /proc have no size, yet are not empty.
+func TestDownloadUnsized(t *testing.T) {
+	g := newGuest(t)
+	empty := g.write(t, "empty", "")
+	for _, encoding := range []string{"identity", "gzip"} {
+		_, text := get(t, g.host, http.MethodGet, fileURL(hostURL, "/proc/self/status"), nil, "Accept-Encoding", encoding)
+		if text == "" {
+			t.Errorf("%s: got nothing", encoding)
+		}
+	}
+	if response, text := get(t, g.host, http.MethodGet, fileURL(hostURL, empty), nil, "Accept-Encoding", "identity"); response.StatusCode != 200 || text != "" {
+		t.Errorf("empty file: status %d, %q", response.StatusCode, text)
+	}
+}
+
 func TestDownloadErrors(t *testing.T) {
 	g := newGuest(t)
 	fifo := filepath.Join(g.root, "fifo")

@@ -331,10 +331,16 @@ func writeUntil(ctx context.Context, file *os.File, data []byte) error {
 	if err := file.SetWriteDeadline(time.Time{}); err != nil {
 		return err
 	}
+	expired := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
 		file.SetWriteDeadline(time.Unix(1, 0))
+		close(expired)
 	})
-	defer stop()
+	defer func() {
+		if !stop() {
+			<-expired // it must not come late, into the next write
+		}
+	}()
 	_, err := file.Write(data)
 	if errors.Is(err, os.ErrDeadlineExceeded) {
 		return ctx.Err()
