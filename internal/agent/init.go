@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -77,6 +78,9 @@ func bringUp(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	if hasWord(probeWord) {
+		return serve(control, data, Config{Logger: log, ReapOrphans: true, PowerOff: resetMachine, DiskMount: diskMount})
+	}
 	if err := enterRoot(events); err != nil {
 		return failed(control, err)
 	}
@@ -84,7 +88,7 @@ func bringUp(log *slog.Logger) error {
 	if path := imageInit(); path != "" {
 		return failed(control, execInit(path, control, data))
 	}
-	return serve(control, data, Config{Logger: log, ReapOrphans: true, PowerOff: asInit})
+	return serve(control, data, Config{Logger: log, ReapOrphans: true, PowerOff: resetMachine, DiskMount: diskMount})
 }
 
 // serveBeside is the agent that execInit left behind.
@@ -97,7 +101,7 @@ func serveBeside(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	return serve(control, data, Config{Logger: log, PowerOff: beside})
+	return serve(control, data, Config{Logger: log, PowerOff: askInit})
 }
 
 // inheritPort takes over a file that the parent opened. It shares the file
@@ -170,15 +174,28 @@ func loopbackUp() error {
 	return nil
 }
 
-// imageInit is the init of the image that the host asked for on the kernel's
-// command line, or "".
-func imageInit() string {
+// Words that the host puts on the kernel's command line.
+const (
+	// initWord is followed by the path of the image's init, to be PID 1.
+	initWord = "vmsan.init="
+	// probeWord is for a guest without disks, which only has to answer.
+	probeWord = "vmsan.probe"
+)
+
+func cmdline() []string {
 	line, err := os.ReadFile("/proc/cmdline")
 	if err != nil {
-		return ""
+		return nil
 	}
-	for _, word := range strings.Fields(string(line)) {
-		if path, ok := strings.CutPrefix(word, "vmsan.init="); ok {
+	return strings.Fields(string(line))
+}
+
+func hasWord(word string) bool { return slices.Contains(cmdline(), word) }
+
+// imageInit is the init of the image that the host asked for, or "".
+func imageInit() string {
+	for _, word := range cmdline() {
+		if path, ok := strings.CutPrefix(word, initWord); ok {
 			return path
 		}
 	}

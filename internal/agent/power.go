@@ -12,9 +12,9 @@ import (
 // endGrace is how long processes have between SIGTERM and SIGKILL.
 const endGrace = 5 * time.Second
 
-// asInit begins the end of a guest whose PID 1 is the agent. There is no ACPI
+// resetMachine begins the end of a guest whose PID 1 is the agent. There is no ACPI
 // to power off with, and the VMM was told not to reboot: both ways are one.
-func asInit(context.Context, bool) error {
+func resetMachine(context.Context, bool) error {
 	go func() {
 		endProcesses(endGrace)
 		powerOff()
@@ -22,10 +22,10 @@ func asInit(context.Context, bool) error {
 	return nil
 }
 
-// beside asks the image's own init, as the kernel does at ctrl-alt-del:
+// askInit asks the image's own init, as the kernel does at ctrl-alt-del:
 // systemd, sysvinit, OpenRC and busybox all take SIGINT for a reboot, and a
 // reboot is what ends the VMM.
-func beside(context.Context, bool) error {
+func askInit(context.Context, bool) error {
 	if err := unix.Kill(1, unix.SIGINT); err != nil {
 		return fmt.Errorf("ask init to shut down: %w", err)
 	}

@@ -1,0 +1,86 @@
+package api
+
+import "time"
+
+// Status is what a sandbox is doing.
+type Status string
+
+// The statuses.
+const (
+	StatusCreating Status = "creating"
+	StatusRunning  Status = "running"
+	StatusPaused   Status = "paused"
+	StatusStopped  Status = "stopped"
+	StatusError    Status = "error"
+)
+
+// Valid tells whether s is one of the statuses.
+func (s Status) Valid() bool {
+	switch s {
+	case StatusCreating, StatusRunning, StatusPaused, StatusStopped, StatusError:
+		return true
+	}
+	return false
+}
+
+// VM is a sandbox as list, inspect, create and start print it.
+type VM struct {
+	ID        string            `json:"id"`
+	Name      string            `json:"name,omitempty"`
+	Project   string            `json:"project,omitempty"`
+	Labels    map[string]string `json:"labels,omitempty"`
+	Status    Status            `json:"status"`
+	Reason    string            `json:"reason,omitempty"`
+	CreatedAt time.Time         `json:"createdAt"`
+	StartedAt *time.Time        `json:"startedAt,omitempty"`
+	StoppedAt *time.Time        `json:"stoppedAt,omitempty"`
+
+	Image       string            `json:"image"`
+	ImageDigest string            `json:"imageDigest"`
+	Kernel      string            `json:"kernel"`
+	Driver      string            `json:"driver"`
+	Accelerator string            `json:"accelerator"`
+	VCPUs       int               `json:"vcpus"`
+	MemoryMiB   int               `json:"memoryMiB"`
+	DiskBytes   int64             `json:"diskBytes"`
+	Network     string            `json:"network"`
+	Init        string            `json:"init,omitempty"`
+	User        string            `json:"user,omitempty"`
+	Workdir     string            `json:"workdir,omitempty"`
+	Env         map[string]string `json:"env,omitempty"`
+
+	Isolation Isolation `json:"isolation"`
+	// PIDs are those of the host's processes, while it runs.
+	PIDs *PIDs `json:"pids,omitempty"`
+	// Trace is how long the stages of the last start took.
+	Trace []Stage `json:"trace,omitempty"`
+	// Warnings are what a user should know about how it runs.
+	Warnings []string `json:"warnings,omitempty"`
+}
+
+// Isolation is what shuts a sandbox's VMM in.
+type Isolation struct {
+	// Boundary is "hardware" or "emulation". QEMU's makers do not call the
+	// latter a security boundary.
+	Boundary   string `json:"boundary"`
+	Seccomp    bool   `json:"seccomp"`
+	Cgroup     bool   `json:"cgroup"`
+	UID        uint32 `json:"uid"`
+	Namespaces bool   `json:"namespaces"`
+}
+
+// PIDs are the processes of a running sandbox on the host.
+type PIDs struct {
+	Monitor int `json:"monitor"`
+	VMM     int `json:"vmm"`
+	Gate    int `json:"gate"`
+}
+
+// Stage is one step of a start.
+type Stage struct {
+	Name string `json:"name"`
+	// Milliseconds it took.
+	Milliseconds float64 `json:"ms"`
+	// Detail says how it was done, where there is more than one way.
+	Detail string `json:"detail,omitempty"`
+}

@@ -1,0 +1,172 @@
+// Package cli is the command line: it reads flags, calls the verbs of package
+// sandbox, and prints what they return. It holds no logic of its own.
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"log/slog"
+	"os"
+	"os/signal"
+	"path/filepath"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/gate"
+	"github.com/vmsan/vmsan/internal/monitor"
+	"github.com/vmsan/vmsan/internal/sandbox"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// Version is set when a release is built.
+var Version = "dev"
+
+// app is what the commands share.
+type app struct {
+	dir            string
+	json           bool
+	quiet, verbose bool
+
+	stdin  io.Reader
+	stdout io.Writer
+	stderr io.Writer
+	log    *slog.Logger
+
+	// execs is true once a command runs whose exit codes are the guest's.
+	execs bool
+}
+
+// Main is the program. It returns the exit code.
+func Main(args []string) int {
+	if len(args) > 1 {
+		switch args[1] {
+		case gate.Command:
+			return runGate()
+		case monitor.Command:
+			return runMonitor(args[2:])
+		}
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
+	return a.run(ctx, args[1:])
+}
+
+// runGate and runMonitor are the processes behind a sandbox. They are found
+// before any flag is looked at, so that they start quickly.
+func runGate() int {
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	if err := gate.Main(log); err != nil {
+		log.Error("gate", "error", err)
+		return 1
+	}
+	return 0
+}
+
+func runMonitor(args []string) int {
+	if len(args) != 2 {
+		fmt.Fprintln(os.Stderr, "vmsan monitor is started by vmsan itself")
+		return 2
+	}
+	layout, err := store.NewLayout(args[1])
+	if err == nil {
+		err = monitor.Main(layout, args[0], sandbox.Driver)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "monitor:", err)
+		return 1
+	}
+	return 0
+}
+
+func (a *app) run(ctx context.Context, args []string) int {
+	root := a.rootCommand()
+	root.SetArgs(args)
+	root.SetOut(a.stdout)
+	root.SetErr(a.stderr)
+	err := root.ExecuteContext(ctx)
+	return a.finish(err)
+}
+
+func (a *app) rootCommand() *cobra.Command {
+	root := &cobra.Command{
+		Use:   "vmsan",
+		Short: "Run code nobody has to trust in microVMs",
+		Long: "vmsan runs code nobody has to trust, each piece in a microVM of its own with its own kernel.\n\n" +
+			"Try: vmsan run -- uname -a",
+		SilenceErrors:              true,
+		SilenceUsage:               true,
+		SuggestionsMinimumDistance: 2,
+		PersistentPreRunE:          func(*cobra.Command, []string) error { return a.prepare() },
+	}
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.dir, "dir", os.Getenv("VMSAN_DIR"), "state directory (env VMSAN_DIR)")
+	flags.BoolVar(&a.json, "json", false, "print one JSON document on stdout")
+	flags.BoolVarP(&a.quiet, "quiet", "q", false, "print results only")
+	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done")
+	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		return api.Errorf(api.ErrUsage, "%w", err).WithHint("%s --help", cmd.CommandPath())
+	})
+	root.AddCommand(
+		a.setupCommand(), a.runCommand(), a.createCommand(), a.listCommand(), a.inspectCommand(),
+		a.execCommand(), a.psCommand(), a.attachCommand(), a.killCommand(), a.logsCommand(),
+		a.startCommand(), a.stopCommand(), a.restartCommand(), a.removeCommand(), a.waitCommand(),
+		a.renameCommand(), a.versionCommand(),
+	)
+	return root
+}
+
+func (a *app) prepare() error {
+	level := slog.LevelWarn
+	switch {
+	case a.quiet:
+		level = slog.LevelError
+	case a.verbose:
+		level = slog.LevelDebug
+	}
+	a.log = slog.New(slog.NewTextHandler(a.stderr, &slog.HandlerOptions{Level: level, ReplaceAttr: withoutTime}))
+	return nil
+}
+
+func withoutTime(_ []string, attr slog.Attr) slog.Attr {
+	if attr.Key == slog.TimeKey {
+		return slog.Attr{}
+	}
+	return attr
+}
+
+// service opens the state directory.
+func (a *app) service() (*sandbox.Service, error) {
+	if a.dir != "" && !filepath.IsAbs(a.dir) {
+		abs, err := filepath.Abs(a.dir)
+		if err != nil {
+			return nil, fmt.Errorf("make state directory absolute: %w", err)
+		}
+		a.dir = abs
+	}
+	layout, err := store.NewLayout(a.dir)
+	if err != nil {
+		return nil, api.Errorf(api.ErrValidationStateDir, "%w", err).WithFlag("--dir")
+	}
+	return sandbox.Open(layout, a.log)
+}
+
+// say prints something for people: not with --json or --quiet.
+func (a *app) say(format string, args ...any) {
+	if !a.json && !a.quiet {
+		fmt.Fprintf(a.stderr, format+"\n", args...)
+	}
+}
+
+// arguments wraps cobra's checks of the number of arguments in our error.
+func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if err := check(cmd, args); err != nil {
+			return api.Errorf(api.ErrUsage, "%w", err).WithHint("%s --help", cmd.CommandPath())
+		}
+		return nil
+	}
+}

@@ -1,0 +1,196 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/guest"
+	"github.com/vmsan/vmsan/internal/sandbox"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// execFlags are the flags that say how a command runs in the guest.
+type execFlags struct {
+	env     []string
+	workdir string
+	user    string
+	timeout time.Duration
+	noStdin bool
+	detach  bool
+}
+
+func (a *app) execCommand() *cobra.Command {
+	var f execFlags
+	cmd := &cobra.Command{
+		Use:   "exec [flags] VM COMMAND [ARG...]",
+		Short: "Run a command in a sandbox",
+		Long: "exec runs a command in a sandbox, without a shell, and exits as it does. What stands behind VM is the\n" +
+			"command's, flags included. Standard input is passed on unless it is a terminal or /dev/null.\n\n" +
+			"Exit codes: the command's own; 128+N if signal N ended it; 124 if --timeout did; 125 if vmsan failed;\n" +
+			"126 if the command cannot be executed; 127 if it was not found.",
+		Example: "  vmsan exec web ls -la /tmp\n  tar -c . | vmsan exec web tar -x -C /srv",
+		Args:    arguments(cobra.MinimumNArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a.execs = true
+			return a.runExec(cmd.Context(), f, args[0], args[1:])
+		},
+	}
+	cmd.Flags().SetInterspersed(false)
+	cmd.Flags().StringArrayVarP(&f.env, "env", "e", nil, "environment variable, KEY=VALUE (may be repeated)")
+	cmd.Flags().StringVarP(&f.workdir, "workdir", "w", "", "directory to run in")
+	cmd.Flags().StringVarP(&f.user, "user", "u", "", "user to run as: a name or number")
+	f.registerCommon(cmd)
+	cmd.Flags().BoolVarP(&f.detach, "detach", "d", false, "leave it running and print its process id")
+	return cmd
+}
+
+func (f *execFlags) registerCommon(cmd *cobra.Command) {
+	cmd.Flags().DurationVar(&f.timeout, "timeout", 0, "kill the command after this long")
+	cmd.Flags().BoolVarP(&f.noStdin, "no-stdin", "n", false, "do not pass standard input on")
+	// Accepted because fingers type it; input is passed on anyway.
+	cmd.Flags().BoolP("interactive", "i", false, "pass standard input on (the default)")
+}
+
+// command checks the flags and makes a guest.Command of them.
+func (f *execFlags) command(args []string) (guest.Command, error) {
+	env, err := parseEnv(f.env)
+	if err != nil {
+		return guest.Command{}, err
+	}
+	if err := sandbox.CheckEnv(env); err != nil {
+		return guest.Command{}, err
+	}
+	if err := sandbox.CheckWorkdir(f.workdir); err != nil {
+		return guest.Command{}, err
+	}
+	if err := sandbox.CheckUser(f.user); err != nil {
+		return guest.Command{}, err
+	}
+	if f.timeout < 0 {
+		return guest.Command{}, api.Errorf(api.ErrValidationDuration, "Invalid --timeout: %s. Must not be negative.", f.timeout).
+			WithFlag("--timeout")
+	}
+	if args[0] == "" {
+		return guest.Command{}, api.Errorf(api.ErrUsage, "the command is empty")
+	}
+	return guest.Command{Args: args, Env: env, Dir: f.workdir, User: f.user, Timeout: f.timeout}, nil
+}
+
+func (a *app) runExec(ctx context.Context, f execFlags, ref string, args []string) error {
+	command, err := f.command(args)
+	if err != nil {
+		return err
+	}
+	service, err := a.service()
+	if err != nil {
+		return err
+	}
+	record, err := service.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	if f.detach {
+		return a.startDetached(ctx, service, record, command)
+	}
+	return a.execute(ctx, service, record, command, f.noStdin)
+}
+
+func (a *app) startDetached(ctx context.Context, service *sandbox.Service, record *store.Record, command guest.Command) error {
+	client, err := service.Guest(record)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	pid, err := client.StartDetached(ctx, command)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		a.printJSON(api.Started{VM: record.ID, PID: pid})
+		return nil
+	}
+	fmt.Fprintln(a.stdout, pid)
+	return nil
+}
+
+// execute runs a command with our standard streams and returns its exit as
+// an error.
+func (a *app) execute(ctx context.Context, service *sandbox.Service, record *store.Record, command guest.Command, noStdin bool) error {
+	client, err := service.Guest(record)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	if !noStdin && wanted(a.stdin) {
+		command.Stdin = a.stdin
+	}
+	if a.json {
+		return a.executeJSON(ctx, client, record, command)
+	}
+	command.Stdout, command.Stderr = a.stdout, a.stderr
+	exit, err := client.Run(ctx, command)
+	if err != nil {
+		return service.Explain(ctx, record, err)
+	}
+	return exitOrNil(exit)
+}
+
+func exitOrNil(exit guest.Exit) error {
+	if exit == (guest.Exit{}) {
+		return nil
+	}
+	return guestExit{exit}
+}
+
+// maxCaptured is how much output --json can hold, each of stdout and stderr.
+const maxCaptured = 32 << 20
+
+func (a *app) executeJSON(ctx context.Context, client *guest.Client, record *store.Record, command guest.Command) error {
+	stdout, stderr := capture{limit: maxCaptured}, capture{limit: maxCaptured}
+	command.Stdout, command.Stderr = &stdout, &stderr
+	exit, err := client.Run(ctx, command)
+	if err != nil {
+		return err
+	}
+	a.printExecution(record, exit, stdout, stderr)
+	return exitOrNil(exit)
+}
+
+func (a *app) printExecution(record *store.Record, exit guest.Exit, stdout, stderr capture) {
+	a.printJSON(api.Execution{
+		VM: record.ID, ExitCode: guestExit{exit}.code(), Signal: exit.Signal, TimedOut: exit.TimedOut,
+		Stdout: api.NewOutput(stdout.data), Stderr: api.NewOutput(stderr.data),
+	})
+}
+
+// capture keeps what is written to it, up to a limit.
+type capture struct {
+	data  []byte
+	limit int
+}
+
+func (c *capture) Write(b []byte) (int, error) {
+	if len(c.data)+len(b) > c.limit {
+		return 0, api.Errorf(api.ErrUsage, "the output is larger than %d MiB", c.limit>>20).
+			WithHint("leave out --json")
+	}
+	c.data = append(c.data, b...)
+	return len(b), nil
+}
+
+// wanted tells whether input may hold something for the guest: a terminal is
+// for people, and /dev/null is for nobody.
+func wanted(input io.Reader) bool {
+	file, ok := input.(*os.File)
+	if !ok {
+		return input != nil
+	}
+	info, err := file.Stat()
+	return err == nil && info.Mode()&os.ModeCharDevice == 0
+}

@@ -1,0 +1,126 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+
+	"github.com/fsnotify/fsnotify"
+	"github.com/spf13/cobra"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/sandbox"
+)
+
+func (a *app) logsCommand() *cobra.Command {
+	var follow, monitorLog bool
+	cmd := &cobra.Command{
+		Use:   "logs VM",
+		Short: "Print what a sandbox wrote to its console",
+		Args:  arguments(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.runLogs(cmd.Context(), args[0], follow, monitorLog)
+		},
+	}
+	cmd.Flags().BoolVarP(&follow, "follow", "f", false, "go on until the sandbox has stopped")
+	cmd.Flags().BoolVar(&monitorLog, "monitor", false, "print what vmsan and the VMM had to say instead")
+	return cmd
+}
+
+func (a *app) runLogs(ctx context.Context, ref string, follow, monitorLog bool) error {
+	service, err := a.service()
+	if err != nil {
+		return err
+	}
+	record, err := service.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	path := service.ConsolePath(record.ID)
+	if monitorLog {
+		path = service.MonitorLogPath(record.ID)
+	}
+	if a.json {
+		return a.logsJSON(record.ID, path)
+	}
+	file, err := os.Open(path)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open log of %s: %w", record.ID, err)
+	}
+	defer file.Close()
+	if !follow {
+		_, err := io.Copy(a.stdout, file)
+		return err
+	}
+	return a.follow(ctx, service, record.ID, file)
+}
+
+// maxLog is more than a log can hold.
+const maxLog = 4 << 20
+
+func (a *app) logsJSON(id, path string) error {
+	file, err := os.Open(path)
+	if err != nil && !errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("open log of %s: %w", id, err)
+	}
+	var text []byte
+	if err == nil {
+		defer file.Close()
+		if text, err = io.ReadAll(io.LimitReader(file, maxLog)); err != nil {
+			return fmt.Errorf("read log of %s: %w", id, err)
+		}
+	}
+	a.printJSON(map[string]any{"vm": id, "log": api.NewOutput(text)})
+	return nil
+}
+
+// follow prints what is added to file until the sandbox has stopped. A log
+// that was cut is shorter than what was printed; it goes on at its new end.
+func (a *app) follow(ctx context.Context, service *sandbox.Service, id string, file *os.File) error {
+	watcher, err := fsnotify.NewWatcher()
+	if err != nil {
+		return fmt.Errorf("watch log of %s: %w", id, err)
+	}
+	defer watcher.Close()
+	if err := watcher.Add(file.Name()); err != nil {
+		return fmt.Errorf("watch log of %s: %w", id, err)
+	}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	stopped := make(chan struct{})
+	go func() {
+		defer close(stopped)
+		service.Wait(ctx, id)
+	}()
+	for {
+		if err := a.printRest(file); err != nil {
+			return err
+		}
+		select {
+		case <-watcher.Events:
+		case err := <-watcher.Errors:
+			return fmt.Errorf("watch log of %s: %w", id, err)
+		case <-stopped:
+			return a.printRest(file)
+		}
+	}
+}
+
+func (a *app) printRest(file *os.File) error {
+	info, err := file.Stat()
+	if err != nil {
+		return err
+	}
+	if at, err := file.Seek(0, io.SeekCurrent); err != nil || at > info.Size() {
+		if _, err := file.Seek(0, io.SeekEnd); err != nil {
+			return err
+		}
+	}
+	_, err = io.Copy(a.stdout, file)
+	return err
+}

@@ -1,0 +1,175 @@
+package cli
+
+import (
+	"context"
+	"fmt"
+	"strconv"
+	"strings"
+
+	"github.com/spf13/cobra"
+	"golang.org/x/sys/unix"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/guest"
+	"github.com/vmsan/vmsan/internal/sandbox"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+func (a *app) psCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "ps VM",
+		Short: "List the commands that were started in a sandbox",
+		Args:  arguments(cobra.ExactArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return a.withGuest(cmd.Context(), args[0], func(_ *sandbox.Service, _ *store.Record, client *guest.Client) error {
+				return a.runPs(cmd.Context(), client)
+			})
+		},
+	}
+}
+
+func (a *app) runPs(ctx context.Context, client *guest.Client) error {
+	list, err := client.Processes(ctx)
+	if err != nil {
+		return err
+	}
+	processes := []api.Process{}
+	var rows [][]string
+	for _, p := range list {
+		processes = append(processes, showProcess(p))
+		rows = append(rows, []string{
+			strconv.Itoa(p.PID), processState(p), ago(p.StartedAt), orDash(p.User), printable(strings.Join(p.Args, " ")),
+		})
+	}
+	if a.json {
+		a.printJSON(processes)
+		return nil
+	}
+	table(a.stdout, "PID\tSTATE\tSTARTED\tUSER\tCOMMAND", rows)
+	return nil
+}
+
+func showProcess(p guest.Process) api.Process {
+	shown := api.Process{
+		PID: p.PID, Args: p.Args, User: p.User, Workdir: p.Dir, Running: p.Running, StartedAt: p.StartedAt, Kept: p.Kept,
+	}
+	if !p.Running {
+		code := guestExit{p.Exit}.code()
+		shown.ExitCode = &code
+	}
+	return shown
+}
+
+func processState(p guest.Process) string {
+	if p.Running {
+		return "running"
+	}
+	return fmt.Sprintf("exited %d", guestExit{p.Exit}.code())
+}
+
+func (a *app) attachCommand() *cobra.Command {
+	return &cobra.Command{
+		Use:   "attach VM PID",
+		Short: "Print what a detached command has put out, and go on until it ends",
+		Args:  arguments(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a.execs = true
+			pid, err := parsePID(args[1])
+			if err != nil {
+				return err
+			}
+			return a.withGuest(cmd.Context(), args[0], func(s *sandbox.Service, r *store.Record, client *guest.Client) error {
+				return a.runAttach(cmd.Context(), s, r, client, pid)
+			})
+		},
+	}
+}
+
+func (a *app) runAttach(ctx context.Context, s *sandbox.Service, r *store.Record, client *guest.Client, pid int) error {
+	if !a.json {
+		exit, err := client.Attach(ctx, pid, a.stdout, a.stderr)
+		if err != nil {
+			return s.Explain(ctx, r, err)
+		}
+		return exitOrNil(exit)
+	}
+	stdout, stderr := capture{limit: maxCaptured}, capture{limit: maxCaptured}
+	exit, err := client.Attach(ctx, pid, &stdout, &stderr)
+	if err != nil {
+		return s.Explain(ctx, r, err)
+	}
+	a.printExecution(r, exit, stdout, stderr)
+	return exitOrNil(exit)
+}
+
+func (a *app) killCommand() *cobra.Command {
+	var signal string
+	cmd := &cobra.Command{
+		Use:   "kill VM PID",
+		Short: "Send a signal to a command in a sandbox, and to all it started",
+		Args:  arguments(cobra.ExactArgs(2)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			number, err := parseSignal(signal)
+			if err != nil {
+				return err
+			}
+			pid, err := parsePID(args[1])
+			if err != nil {
+				return err
+			}
+			return a.withGuest(cmd.Context(), args[0], func(_ *sandbox.Service, r *store.Record, client *guest.Client) error {
+				if err := client.Signal(cmd.Context(), pid, number); err != nil {
+					return err
+				}
+				if a.json {
+					a.printJSON(api.Started{VM: r.ID, PID: pid})
+				}
+				return nil
+			})
+		},
+	}
+	cmd.Flags().StringVarP(&signal, "signal", "s", "KILL", "signal, by name or number")
+	return cmd
+}
+
+// maxSignal is the last real-time signal (signal(7)).
+const maxSignal = 64
+
+func parseSignal(text string) (int, error) {
+	if n, err := strconv.Atoi(text); err == nil && n >= 1 && n <= maxSignal {
+		return n, nil
+	}
+	name := "SIG" + strings.TrimPrefix(strings.ToUpper(text), "SIG")
+	if n := unix.SignalNum(name); n != 0 {
+		return int(n), nil
+	}
+	return 0, api.Errorf(api.ErrValidationChoice, "Invalid --signal: %.80q. Must be a name like TERM or a number from 1 to %d.",
+		text, maxSignal).WithFlag("--signal")
+}
+
+func parsePID(text string) (int, error) {
+	pid, err := strconv.ParseInt(text, 10, 32)
+	if err != nil || pid <= 0 {
+		return 0, api.Errorf(api.ErrValidationInteger, "Invalid PID: %.80q. Must be a positive number.", text).
+			WithHint("vmsan ps VM")
+	}
+	return int(pid), nil
+}
+
+// withGuest calls do with the guest of a running sandbox.
+func (a *app) withGuest(ctx context.Context, ref string, do func(*sandbox.Service, *store.Record, *guest.Client) error) error {
+	service, err := a.service()
+	if err != nil {
+		return err
+	}
+	record, err := service.Get(ctx, ref)
+	if err != nil {
+		return err
+	}
+	client, err := service.Guest(record)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	return do(service, record, client)
+}

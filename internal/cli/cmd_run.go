@@ -1,0 +1,91 @@
+package cli
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/vmsan/vmsan/api"
+)
+
+func (a *app) runCommand() *cobra.Command {
+	var f createFlags
+	var e execFlags
+	cmd := &cobra.Command{
+		Use:   "run [flags] [IMAGE] [--] COMMAND [ARG...]",
+		Short: "Run a command in a new sandbox and remove it",
+		Long: "run creates a sandbox, runs a command in it, exits as the command does and leaves nothing behind, also\n" +
+			"if vmsan itself is killed. Without --, the first argument is the image. Exit codes: see exec.",
+		Example: "  vmsan run -- uname -a\n  vmsan run debian -- python3 -c 'print(6*7)'",
+		Args:    arguments(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			a.execs = true
+			if err := f.complete(cmd); err != nil {
+				return err
+			}
+			command, err := splitImage(&f, args, cmd.ArgsLenAtDash())
+			if err != nil {
+				return err
+			}
+			return a.runRun(cmd.Context(), f, e, command)
+		},
+	}
+	cmd.Flags().SetInterspersed(false)
+	f.register(cmd)
+	e.registerCommon(cmd)
+	return cmd
+}
+
+// splitImage takes the image off the arguments, if there is one: what stands
+// before --, or else the first.
+func splitImage(f *createFlags, args []string, dash int) (command []string, err error) {
+	images := dash
+	if dash < 0 {
+		images = 1
+	}
+	if images > 1 {
+		return nil, api.Errorf(api.ErrUsage, "more than one image before --").WithHint("vmsan run IMAGE -- COMMAND")
+	}
+	if images == 1 {
+		if f.options.Image != "" {
+			return nil, api.Errorf(api.ErrValidationFlags, "Cannot use --image and the image %.80q together", args[0]).
+				WithFlag("--image").WithHint("vmsan run --image IMAGE -- COMMAND")
+		}
+		f.options.Image = args[0]
+	}
+	if len(args) == images {
+		return nil, api.Errorf(api.ErrUsage, "there is no command to run").WithHint("vmsan run -- COMMAND")
+	}
+	return args[images:], nil
+}
+
+func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []string) error {
+	command, err := e.command(args)
+	if err != nil {
+		return err
+	}
+	service, err := a.service()
+	if err != nil {
+		return err
+	}
+	if err := a.ensureSetup(ctx, service, f.noSetup); err != nil {
+		return err
+	}
+	f.options.Ephemeral = true
+	record, err := service.Create(ctx, f.options)
+	if err != nil {
+		return err
+	}
+	if f.trace && !a.json {
+		a.printTrace(record.Trace)
+	}
+	// The monitor ends the sandbox when this connection breaks, whatever
+	// becomes of us.
+	go service.Hold(context.WithoutCancel(ctx), record)
+	err = a.execute(ctx, service, record, command, e.noStdin)
+	_, removeErr := service.Remove(context.WithoutCancel(ctx), record.ID, true)
+	if err == nil {
+		return removeErr
+	}
+	return err
+}

@@ -1,0 +1,108 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"strings"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/guest"
+)
+
+// Exit codes of commands that run something in the guest, like those of
+// env(1), timeout(1) and docker; all others are the guest's own.
+const (
+	exitTimeout       = 124
+	exitFailed        = 125
+	exitNotExecutable = 126
+	exitNotFound      = 127
+	exitSignal        = 128 // and the signal's number
+	exitInterrupted   = 130
+)
+
+// guestExit ends the program with the exit code of a guest's command.
+type guestExit struct{ guest.Exit }
+
+func (e guestExit) Error() string { return fmt.Sprintf("the command exited with %d", e.code()) }
+
+func (e guestExit) code() int {
+	switch {
+	case e.TimedOut:
+		return exitTimeout
+	case e.Signal > 0:
+		return exitSignal + e.Signal
+	}
+	return e.Code
+}
+
+// exitStatus ends the program with the exit code of a kind of failure that
+// was printed already.
+type exitStatus api.Kind
+
+func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
+
+// finish prints err, unless it only carries the guest's exit code, and
+// returns the exit code of the program.
+func (a *app) finish(err error) int {
+	var ended guestExit
+	var printed exitStatus
+	switch {
+	case err == nil:
+		return 0
+	case errors.As(err, &ended):
+		return ended.code()
+	case errors.As(err, &printed):
+		return int(printed)
+	}
+	failure := usageError(err)
+	a.printError(failure)
+	if errors.Is(err, context.Canceled) {
+		return exitInterrupted
+	}
+	if a.execs {
+		return execCode(failure.Code)
+	}
+	return int(api.Codes[failure.Code].Kind)
+}
+
+// usageError recognizes what cobra says of unknown commands, which it does
+// not wrap.
+func usageError(err error) *api.Error {
+	failure := api.AsError(err)
+	if failure.Code == api.ErrInternal && strings.HasPrefix(err.Error(), "unknown command") {
+		failure.Code, failure.Hint = api.ErrUsage, "vmsan --help"
+	}
+	return failure
+}
+
+func execCode(code api.Code) int {
+	switch code {
+	case api.ErrExecNotFound:
+		return exitNotFound
+	case api.ErrExecNotExecutable:
+		return exitNotExecutable
+	}
+	return exitFailed
+}
+
+// printError prints a failure: one JSON document on stdout, or lines for
+// people on stderr.
+func (a *app) printError(e *api.Error) {
+	if a.json {
+		a.printJSON(struct {
+			Error *api.Error `json:"error"`
+		}{e})
+		return
+	}
+	fmt.Fprintf(a.stderr, "vmsan: %s\n", e.Message)
+	if len(e.Console) > 0 {
+		fmt.Fprintln(a.stderr, "The console said last:")
+		for _, line := range e.Console {
+			fmt.Fprintf(a.stderr, "  %s\n", line)
+		}
+	}
+	if e.Hint != "" {
+		fmt.Fprintf(a.stderr, "Hint: %s\n", e.Hint)
+	}
+}

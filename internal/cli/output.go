@@ -1,0 +1,116 @@
+package cli
+
+import (
+	"encoding/json"
+	"fmt"
+	"io"
+	"strings"
+	"text/tabwriter"
+	"time"
+	"unicode"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// printJSON prints v as the one document of --json. That stdout is closed
+// cannot be told to anybody.
+func (a *app) printJSON(v any) {
+	e := json.NewEncoder(a.stdout)
+	e.SetIndent("", "  ")
+	e.SetEscapeHTML(false)
+	e.Encode(v)
+}
+
+// table prints rows below a header, in columns.
+func table(w io.Writer, header string, rows [][]string) {
+	t := tabwriter.NewWriter(w, 0, 4, 2, ' ', 0)
+	fmt.Fprintln(t, header)
+	for _, row := range rows {
+		for i, cell := range row {
+			if i > 0 {
+				fmt.Fprint(t, "\t")
+			}
+			fmt.Fprint(t, cell)
+		}
+		fmt.Fprintln(t)
+	}
+	t.Flush()
+}
+
+// emulationWarning is said wherever a sandbox without KVM is shown.
+const emulationWarning = "software emulation isolates by QEMU's code alone, which its makers do not call a security boundary; --require-kvm refuses to run this way"
+
+// show turns a record into what the user sees.
+func show(r *store.Record) api.VM {
+	vm := api.VM{
+		ID: r.ID, Name: r.Name, Project: r.Project, Labels: r.Labels,
+		Status: r.Status, Reason: r.Reason,
+		CreatedAt: r.CreatedAt, StartedAt: timeOrNil(r.StartedAt), StoppedAt: timeOrNil(r.StoppedAt),
+		Image: r.Spec.ImageName, ImageDigest: r.Spec.Image, Kernel: r.Spec.Kernel,
+		Driver: r.Spec.Driver, Accelerator: r.Spec.Accelerator,
+		VCPUs: r.Spec.VCPUs, MemoryMiB: r.Spec.MemoryMiB, DiskBytes: r.Spec.DiskBytes,
+		Network: r.Spec.Network, Init: r.Spec.Init, User: r.Spec.User, Workdir: r.Spec.Workdir, Env: r.Spec.Env,
+		Isolation: api.Isolation{
+			Boundary: "hardware", Seccomp: !r.Spec.NoSeccomp, Cgroup: len(r.Host.Cgroups) > 0,
+			UID: r.Host.UID, Namespaces: r.Host.UID != 0,
+		},
+		Trace: r.Trace,
+	}
+	if r.Host.Monitor.PID != 0 {
+		vm.PIDs = &api.PIDs{Monitor: r.Host.Monitor.PID, VMM: r.Host.VMM.PID, Gate: r.Host.Gate.PID}
+	}
+	if r.Spec.Accelerator == "tcg" {
+		vm.Isolation.Boundary = "emulation"
+		vm.Warnings = append(vm.Warnings, emulationWarning)
+	}
+	return vm
+}
+
+func timeOrNil(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	return &t
+}
+
+// ago says how long ago t was, to one unit.
+func ago(t time.Time) string {
+	d := time.Since(t)
+	switch {
+	case d < time.Minute:
+		return fmt.Sprintf("%ds ago", int(d.Seconds()))
+	case d < time.Hour:
+		return fmt.Sprintf("%dm ago", int(d.Minutes()))
+	case d < 48*time.Hour:
+		return fmt.Sprintf("%dh ago", int(d.Hours()))
+	}
+	return fmt.Sprintf("%dd ago", int(d.Hours()/24))
+}
+
+// printable replaces what could move a terminal's cursor.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, s)
+}
+
+// mebibytes formats a memory or disk size.
+func mebibytes(n int64) string {
+	if n%1024 == 0 {
+		return fmt.Sprintf("%dG", n/1024)
+	}
+	return fmt.Sprintf("%dM", n)
+}
+
+// printTrace prints the stages of a start.
+func (a *app) printTrace(stages []api.Stage) {
+	var rows [][]string
+	for _, s := range stages {
+		rows = append(rows, []string{s.Name, fmt.Sprintf("%.1f ms", s.Milliseconds), s.Detail})
+	}
+	table(a.stderr, "STAGE\tTIME\tDETAIL", rows)
+}

@@ -1,0 +1,212 @@
+// Package gate is the process that talks to one guest: all bytes that a guest
+// writes are read here, by a process that has no rights on the host. It hands
+// out streams to the guest over a socket and keeps the guest's console.
+package gate
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"os"
+	"runtime/debug"
+	"sync"
+	"time"
+
+	"github.com/vmsan/vmsan/internal/guest"
+	"github.com/vmsan/vmsan/internal/link"
+)
+
+// maxStreams is how many clients may talk to the guest at once.
+const maxStreams = 512
+
+// memoryLimit makes the garbage collector work harder before the gate's
+// cgroup gets tight, in bytes.
+const memoryLimit = 48 << 20
+
+// Main is the gate: it runs until its monitor or its guest is gone. Its
+// files are those that Files describes.
+func Main(log *slog.Logger) error {
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(memoryLimit)
+	g, err := inherit(log)
+	if err != nil {
+		return err
+	}
+	if err := confine(); err != nil {
+		return err
+	}
+	return g.run()
+}
+
+// gate is the state of the process.
+type gate struct {
+	log      *slog.Logger
+	orders   net.Conn
+	listener net.Listener
+	control  net.Conn
+	data     net.Conn
+	console  net.Conn
+	output   *consoleLog
+
+	host   *link.Host
+	client *guest.Client
+}
+
+func inherit(log *slog.Logger) (*gate, error) {
+	g := &gate{log: log}
+	for _, c := range []struct {
+		fd   uintptr
+		name string
+		conn *net.Conn
+	}{
+		{fdOrders, "orders", &g.orders},
+		{fdControl, "control", &g.control},
+		{fdData, "data", &g.data},
+		{fdConsole, "console", &g.console},
+	} {
+		file := os.NewFile(c.fd, c.name)
+		conn, err := net.FileConn(file)
+		file.Close()
+		if err != nil {
+			return nil, fmt.Errorf("inherit %s: %w", c.name, err)
+		}
+		*c.conn = conn
+	}
+	file := os.NewFile(fdListener, "listener")
+	listener, err := net.FileListener(file)
+	file.Close()
+	if err != nil {
+		return nil, fmt.Errorf("inherit listener: %w", err)
+	}
+	g.listener = listener
+	g.output, err = newConsoleLog(os.NewFile(fdConsoleLog, "console.log"))
+	return g, err
+}
+
+func (g *gate) run() error {
+	var console sync.WaitGroup
+	console.Go(func() {
+		if _, err := io.Copy(g.output, g.console); err != nil {
+			g.log.Warn("keep console", "error", err)
+		}
+	})
+	err := g.obey()
+	// What the guest said last is what one wants to read when it died.
+	g.console.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
+	console.Wait()
+	return err
+}
+
+// obey carries out orders until the monitor closes the connection.
+func (g *gate) obey() error {
+	conn := NewConn(g.orders)
+	for {
+		var order Order
+		err := conn.Receive(&order)
+		if errors.Is(err, io.EOF) {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("receive order: %w", err)
+		}
+		if err := conn.Send(g.carryOut(order)); err != nil {
+			return fmt.Errorf("report: %w", err)
+		}
+	}
+}
+
+func (g *gate) carryOut(order Order) (report Report) {
+	ctx := context.Background()
+	var err error
+	switch {
+	case order.Begin != nil:
+		report, err = g.begin(ctx, order.Begin)
+	case order.PowerOff && g.client != nil:
+		err = g.client.PowerOff(ctx)
+	default:
+		err = errors.New("unknown order")
+	}
+	if err != nil {
+		report.Error = err.Error()
+	}
+	return report
+}
+
+// begin waits for the guest, tells it who it is, and opens the socket to it.
+func (g *gate) begin(ctx context.Context, b *Begin) (report Report, err error) {
+	if g.host != nil {
+		return report, errors.New("begun already")
+	}
+	started := time.Now()
+	if g.host, err = link.Connect(ctx, g.control, g.data); err != nil {
+		return report, err
+	}
+	report.Linked = milliseconds(time.Since(started))
+	g.client = guest.New(g.host.Dial)
+	if b.Identity != nil {
+		started := time.Now()
+		if err := g.client.Configure(ctx, *b.Identity); err != nil {
+			return report, err
+		}
+		report.Configured = milliseconds(time.Since(started))
+	}
+	go g.serve(ctx)
+	return report, nil
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+
+// serve hands out streams until the process ends.
+func (g *gate) serve(ctx context.Context) {
+	places := make(chan struct{}, maxStreams)
+	for {
+		places <- struct{}{}
+		conn, err := g.listener.Accept()
+		if err != nil {
+			g.log.Warn("accept client", "error", err)
+			return
+		}
+		go func() {
+			defer func() { <-places }()
+			if err := g.connect(ctx, conn); err != nil {
+				g.log.Debug("stream", "error", err)
+			}
+		}()
+	}
+}
+
+// connect joins a client and a stream of its own to the guest until both
+// have said all they have to say, or either is gone.
+func (g *gate) connect(ctx context.Context, client net.Conn) error {
+	defer client.Close()
+	stream, err := g.host.Dial(ctx)
+	if err != nil {
+		return err
+	}
+	defer stream.Close()
+	up := make(chan error, 1)
+	go func() {
+		_, err := copyBuffered(stream, client)
+		// A client that is done sending has ended its request; yamux's
+		// close is the half of it: reading goes on.
+		stream.Close()
+		up <- err
+	}()
+	_, err = copyBuffered(client, stream)
+	client.Close()
+	return errors.Join(err, <-up)
+}
+
+var buffers = sync.Pool{New: func() any {
+	b := make([]byte, 64<<10)
+	return &b
+}}
+
+func copyBuffered(dst io.Writer, src io.Reader) (int64, error) {
+	b := buffers.Get().(*[]byte)
+	defer buffers.Put(b)
+	return io.CopyBuffer(struct{ io.Writer }{dst}, struct{ io.Reader }{src}, *b)
+}

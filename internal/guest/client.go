@@ -1,0 +1,119 @@
+// Package guest is the host's side of the guest API: it runs commands, tells
+// the guest who it is and turns it off, over byte streams that somebody else
+// dials.
+//
+// Everything that comes back was written by the guest, and is bounded.
+package guest
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+
+	"connectrpc.com/connect"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/guest/proto/filesystem/filesystemconnect"
+	"github.com/vmsan/vmsan/internal/guest/proto/guestv1/guestv1connect"
+	"github.com/vmsan/vmsan/internal/guest/proto/process/processconnect"
+)
+
+// maxMessage bounds one message from the guest, in bytes.
+const maxMessage = 4 << 20
+
+// baseURL is only there because HTTP wants one; streams are dialled.
+const baseURL = "http://guest"
+
+// Dial opens a byte stream to the guest's agent.
+type Dial func(ctx context.Context) (net.Conn, error)
+
+// Client calls the guest API. Its methods may be called from any goroutine.
+type Client struct {
+	http  *http.Client
+	proc  processconnect.ProcessClient
+	files filesystemconnect.FilesystemClient
+	host  guestv1connect.HostClient
+}
+
+// New returns a client whose streams dial opens. Streams are kept for the
+// next call until Close.
+func New(dial Dial) *Client {
+	h := &http.Client{Transport: &http.Transport{
+		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
+		DisableCompression:     true,
+		MaxIdleConnsPerHost:    8,
+		MaxResponseHeaderBytes: 64 << 10,
+		ReadBufferSize:         64 << 10,
+	}}
+	options := []connect.ClientOption{connect.WithReadMaxBytes(maxMessage)}
+	return &Client{
+		http:  h,
+		proc:  processconnect.NewProcessClient(h, baseURL, options...),
+		files: filesystemconnect.NewFilesystemClient(h, baseURL, options...),
+		host:  guestv1connect.NewHostClient(h, baseURL, options...),
+	}
+}
+
+// DialSocket returns a Dial to the gate's socket at path.
+func DialSocket(path string) Dial {
+	return func(ctx context.Context) (net.Conn, error) {
+		var d net.Dialer
+		return d.DialContext(ctx, "unix", path)
+	}
+}
+
+// Close lets the kept streams go.
+func (c *Client) Close() { c.http.CloseIdleConnections() }
+
+// Health asks whether the agent answers.
+func (c *Client) Health(ctx context.Context) error {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, baseURL+"/health", nil)
+	if err != nil {
+		return err
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return linkError(err)
+	}
+	io.Copy(io.Discard, io.LimitReader(response.Body, maxMessage))
+	response.Body.Close()
+	if response.StatusCode != http.StatusNoContent {
+		return api.Errorf(api.ErrGuest, "the guest's agent says %s", response.Status)
+	}
+	return nil
+}
+
+// linkError names a failure that is not the guest's answer but the lack of
+// one.
+func linkError(err error) error {
+	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
+		return err
+	}
+	return api.Errorf(api.ErrGuestLink, "the connection to the guest broke: %w", err).
+		WithHint("vmsan logs VM, to see what became of the guest")
+}
+
+// callError turns what a call returned into an error of ours.
+func callError(doing string, err error) error {
+	if err == nil {
+		return nil
+	}
+	var remote *connect.Error
+	if !errors.As(err, &remote) || !connect.IsWireError(err) {
+		return fmt.Errorf("%s: %w", doing, linkError(err))
+	}
+	return fmt.Errorf("%s: %w", doing, api.Errorf(codeOf(remote), "%s", printable(remote.Message())))
+}
+
+func codeOf(err *connect.Error) api.Code {
+	switch err.Code() {
+	case connect.CodeUnavailable, connect.CodeAborted:
+		return api.ErrGuestLink
+	case connect.CodeDeadlineExceeded:
+		return api.ErrTimeout
+	}
+	return api.ErrGuest
+}

@@ -1,0 +1,272 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"time"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/cgroup"
+	"github.com/vmsan/vmsan/internal/gate"
+	"github.com/vmsan/vmsan/internal/guest"
+	"github.com/vmsan/vmsan/internal/image"
+	"github.com/vmsan/vmsan/internal/jail"
+	"github.com/vmsan/vmsan/internal/kernel"
+	"github.com/vmsan/vmsan/internal/store"
+	"github.com/vmsan/vmsan/internal/vmm"
+)
+
+// bringUp starts the sandbox, step by step; what was done is undone if a
+// later step fails, and the record says why.
+func (m *monitor) bringUp() error {
+	ctx, cancel := context.WithTimeoutCause(context.Background(), m.record.Spec.BootTimeout,
+		api.Errorf(api.ErrTimeoutAgent, "the guest did not say ready within %s", m.record.Spec.BootTimeout).
+			WithHint("vmsan create --boot-timeout with a longer time, if this host is slow or busy"))
+	defer cancel()
+	t := newTrace()
+	err := m.steps(ctx, t)
+	if err == nil {
+		err = m.save(func(r *store.Record) {
+			r.Status, r.Reason = api.StatusRunning, ""
+			r.StartedAt, r.StoppedAt = time.Now().UTC(), time.Time{}
+			r.Trace = append(r.Trace, t.stages...)
+		})
+	}
+	if err == nil {
+		return nil
+	}
+	return m.fail(ctx, err)
+}
+
+// steps is the bring-up, in the order that it happens.
+func (m *monitor) steps(ctx context.Context, t *trace) error {
+	m.nameHost()
+	if err := m.save(func(r *store.Record) { r.Status = api.StatusCreating }); err != nil {
+		return err
+	}
+	t.done("record", "")
+	if err := m.openSockets(); err != nil {
+		return err
+	}
+	groups, err := m.makeCgroups()
+	if err != nil {
+		return err
+	}
+	t.done("host", "")
+	if err := m.startVMM(ctx, groups.vmm); err != nil {
+		return err
+	}
+	t.done("vmm", m.record.Spec.Accelerator)
+	if err := m.startGate(groups.gate); err != nil {
+		return err
+	}
+	t.done("gate", "")
+	identity := m.identity()
+	if err := m.gate.begin(ctx, &identity, m.vm.Done(), t); err != nil {
+		return err
+	}
+	return m.save(func(r *store.Record) {
+		r.Host.VMM, r.Host.Gate = store.ProcessOf(m.vm.PID()), store.ProcessOf(m.gate.PID())
+	})
+}
+
+// The host's users of sandboxes: two for each slot, the VMM's and the
+// gate's, out of a range that no distribution hands out.
+const firstUID = 1_600_000_000
+
+// Gates' and VMMs' control groups.
+func (m *monitor) cgroupNames() (vmmGroup, gateGroup string) {
+	return "vmsan-" + m.id, "vmsan-" + m.id + "-gate"
+}
+
+// nameHost fills in the names of all that is about to be made.
+func (m *monitor) nameHost() {
+	h := store.Host{Monitor: store.ProcessOf(os.Getpid()), BootID: store.BootID()}
+	if os.Geteuid() == 0 {
+		h.UID = uint32(firstUID + 2*m.record.Slot)
+		h.GateUID = h.UID + 1
+		if !m.record.Spec.NoCgroup {
+			vmmGroup, gateGroup := m.cgroupNames()
+			h.Cgroups = []string{vmmGroup, gateGroup}
+		}
+	}
+	m.record.Host = h
+}
+
+// openSockets makes the sandbox's run directory with its sockets, and opens
+// its logs.
+func (m *monitor) openSockets() error {
+	run := m.layout.SandboxRun(m.id)
+	// What a monitor that was killed left there is of no use.
+	if err := os.RemoveAll(run); err != nil {
+		return fmt.Errorf("clear run directory: %w", err)
+	}
+	if err := os.MkdirAll(m.layout.JailRoot(m.id), 0o700); err != nil {
+		return fmt.Errorf("make run directory: %w", err)
+	}
+	m.undo.Add(func() error { return os.RemoveAll(run) })
+	var err error
+	if m.controlListener, err = net.Listen("unix", m.layout.ControlSocket(m.id)); err != nil {
+		return fmt.Errorf("open control socket: %w", err)
+	}
+	if m.listener, err = listenFile(m.layout.GuestSocket(m.id)); err != nil {
+		return fmt.Errorf("open guest socket: %w", err)
+	}
+	m.undo.Add(m.listener.Close)
+	m.console, err = os.OpenFile(m.layout.Console(m.id), os.O_RDWR|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return fmt.Errorf("open console log: %w", err)
+	}
+	m.undo.Add(m.console.Close)
+	if m.vmmLog, err = boundedLog(m.layout.MonitorLog(m.id)); err != nil {
+		return err
+	}
+	m.undo.Add(m.vmmLog.Close)
+	return nil
+}
+
+// listenFile opens a socket as a file, which one gate after the other
+// accepts from: clients wait in its backlog while there is none.
+func listenFile(path string) (*os.File, error) {
+	listener, err := net.ListenUnix("unix", &net.UnixAddr{Name: path, Net: "unix"})
+	if err != nil {
+		return nil, err
+	}
+	defer listener.Close()
+	listener.SetUnlinkOnClose(false)
+	return listener.File()
+}
+
+type groups struct{ vmm, gate *cgroup.Group }
+
+// What a VMM and a gate need besides the guest's memory: QEMU's heap, its
+// cache of translated code and what the disks have in the page cache, which
+// is counted too but given back under pressure.
+const (
+	vmmMemory  = 192 << 20
+	gateMemory = 96 << 20
+	vmmPIDs    = 192
+	gatePIDs   = 64
+)
+
+func (m *monitor) makeCgroups() (g groups, err error) {
+	if len(m.record.Host.Cgroups) == 0 {
+		return g, nil
+	}
+	vmmGroup, gateGroup := m.cgroupNames()
+	for _, name := range m.record.Host.Cgroups {
+		if err := cgroup.Remove(name); err != nil {
+			return g, err
+		}
+		m.undo.Add(func() error { return cgroup.Remove(name) })
+	}
+	s := m.record.Spec
+	g.vmm, err = cgroup.Create(vmmGroup, cgroup.Limits{
+		// Emulated devices run beside the guest's CPUs.
+		CPUs:   float64(s.VCPUs) + 0.5,
+		Memory: int64(s.MemoryMiB)<<20 + vmmMemory,
+		PIDs:   int64(s.VCPUs) + vmmPIDs,
+	})
+	if err != nil {
+		return g, err
+	}
+	g.gate, err = cgroup.Create(gateGroup, cgroup.Limits{CPUs: 1, Memory: gateMemory, PIDs: gatePIDs})
+	return g, err
+}
+
+func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group) error {
+	s := m.record.Spec
+	base, err := os.Open(image.Store{Layout: m.layout}.RootfsPath(s.Image))
+	if err != nil {
+		return fmt.Errorf("open image %s: %w", s.ImageName, err)
+	}
+	defer base.Close()
+	overlay, err := os.OpenFile(m.layout.Overlay(m.id), os.O_RDWR, 0)
+	if err != nil {
+		return fmt.Errorf("open overlay: %w", err)
+	}
+	defer overlay.Close()
+	spec := vmm.Spec{
+		ID: m.id, VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, Accelerator: vmm.Accelerator(s.Accelerator),
+		Kernel:    kernel.VmlinuxPath(m.layout, s.Kernel),
+		Initramfs: kernel.InitramfsPath(m.layout, s.Kernel),
+		Disks:     []vmm.Disk{{Name: "image", File: base, ReadOnly: true}, {Name: "overlay", File: overlay}},
+		Jail: vmm.Jail{
+			User: user(m.record.Host.UID), Root: m.layout.JailRoot(m.id), Cgroup: group, NoSeccomp: s.NoSeccomp,
+		},
+		Log: m.vmmLog,
+	}
+	if s.Init != "" {
+		spec.Cmdline = append(spec.Cmdline, "vmsan.init="+s.Init)
+	}
+	if m.vm, err = m.driver.Start(ctx, spec); err != nil {
+		return fmt.Errorf("start VMM: %w", err)
+	}
+	m.undo.Add(func() error {
+		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		defer cancel()
+		return m.vm.Stop(ctx)
+	})
+	return nil
+}
+
+// user is nil without root, when everything runs as the caller.
+func user(uid uint32) *jail.User {
+	if uid == 0 {
+		return nil
+	}
+	return &jail.User{UID: uid, GID: uid}
+}
+
+func (m *monitor) startGate(group *cgroup.Group) error {
+	spec := gate.StartSpec{
+		ID: m.id, Listener: m.listener, Link: m.vm.Link(), Console: m.console, Log: m.vmmLog,
+		User: user(m.record.Host.GateUID), Root: m.layout.JailRoot(m.id), Cgroup: group,
+	}
+	process, err := startGate(spec)
+	if err != nil {
+		return err
+	}
+	m.gate = process
+	m.undo.Add(func() error { return m.gate.stop() })
+	return nil
+}
+
+func (m *monitor) identity() guest.Identity {
+	r := m.record
+	env := map[string]string{"VMSAN_ID": r.ID}
+	for k, v := range r.Spec.Env {
+		env[k] = v
+	}
+	hostname := r.Name
+	if !hostnameLabel.MatchString(hostname) {
+		hostname = r.ID
+	}
+	return guest.Identity{
+		Hostname: hostname, MachineID: machineID(r.ID), Env: env, User: r.Spec.User, Workdir: r.Spec.Workdir,
+	}
+}
+
+// fail undoes the bring-up and returns err with what the console said last.
+func (m *monitor) fail(ctx context.Context, err error) error {
+	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
+		err = cause
+	}
+	err = errors.Join(err, m.undo.Run())
+	failure := api.AsError(err)
+	if failure.Code == api.ErrInternal && m.vm != nil {
+		failure.Code = api.ErrVMBoot
+	}
+	failure.VM = m.id
+	failure.Console = consoleTail(m.layout.Console(m.id))
+	if saveErr := m.save(func(r *store.Record) {
+		r.Status, r.Reason = api.StatusError, failure.Message
+		r.Host = store.Host{}
+	}); saveErr != nil {
+		m.log.Error("write record", "error", saveErr)
+	}
+	return failure
+}

@@ -1,0 +1,87 @@
+package monitor
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"os"
+	"regexp"
+	"strings"
+	"unicode"
+)
+
+// How much of the console goes into an error.
+const (
+	tailBytes = 8 << 10
+	tailLines = 20
+)
+
+// consoleTail returns the last lines of a console log, made safe to print.
+// What cannot be read is left out: the error that it would go with matters
+// more.
+func consoleTail(path string) []string {
+	file, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer file.Close()
+	if _, err := file.Seek(-tailBytes, io.SeekEnd); err != nil {
+		file.Seek(0, io.SeekStart)
+	}
+	text, err := io.ReadAll(io.LimitReader(file, tailBytes))
+	if err != nil {
+		return nil
+	}
+	var lines []string
+	for line := range strings.Lines(string(text)) {
+		if line = printable(strings.TrimSpace(line)); line != "" {
+			lines = append(lines, line)
+		}
+	}
+	return lines[max(len(lines)-tailLines, 0):]
+}
+
+// printable replaces what could move a terminal's cursor.
+func printable(s string) string {
+	return strings.Map(func(r rune) rune {
+		if unicode.IsPrint(r) {
+			return r
+		}
+		return '?'
+	}, s)
+}
+
+// hostnameLabel is what a host name may be (RFC 1123, section 2.1).
+var hostnameLabel = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-9])?$`)
+
+// machineID is a sandbox's machine id (machine-id(5)): the same at each
+// start, and no other sandbox's.
+func machineID(id string) string {
+	sum := sha256.Sum256([]byte("vmsan machine id " + id))
+	return hex.EncodeToString(sum[:16])
+}
+
+// maxVMMLog is how much of what VMM and gate print is kept, in bytes.
+const maxVMMLog = 1 << 20
+
+// boundedLog returns a pipe to the end of the log at path, which takes
+// anything and writes no more than maxVMMLog.
+func boundedLog(path string) (*os.File, error) {
+	log, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	r, w, err := os.Pipe()
+	if err != nil {
+		log.Close()
+		return nil, fmt.Errorf("make pipe for log: %w", err)
+	}
+	go func() {
+		defer r.Close()
+		defer log.Close()
+		io.CopyN(log, r, maxVMMLog)
+		io.Copy(io.Discard, r)
+	}()
+	return w, nil
+}

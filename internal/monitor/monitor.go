@@ -1,0 +1,260 @@
+// Package monitor is the process that owns one running sandbox: it brings
+// the sandbox up, waits, and takes everything back. It is the parent of the
+// VMM and of the gate, and the only writer of the sandbox's record.
+//
+// It runs with the rights of whoever started it, so it reads nothing that a
+// guest has written; that is the gate's work.
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"os/signal"
+	"sync"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/gate"
+	"github.com/vmsan/vmsan/internal/monitor/control"
+	"github.com/vmsan/vmsan/internal/store"
+	"github.com/vmsan/vmsan/internal/undo"
+	"github.com/vmsan/vmsan/internal/vmm"
+)
+
+// Command is the hidden command of the vmsan binary that is the monitor.
+const Command = "monitor"
+
+// The files that a monitor inherits, by descriptor.
+const (
+	fdReport = 3 + iota
+	fdLock
+)
+
+// DefaultGrace is how long a guest has to shut down by itself.
+const DefaultGrace = 10 * time.Second
+
+// monitor is the state of the process.
+type monitor struct {
+	layout store.Layout
+	id     string
+	driver vmm.Driver
+	log    *slog.Logger
+
+	undo            undo.Stack
+	vm              vmm.VM
+	controlListener net.Listener
+	listener        *os.File // the guest socket
+	console         *os.File // the console log
+	vmmLog          *os.File
+	gate            *gateProcess
+
+	mu     sync.Mutex // guards record
+	record *store.Record
+
+	stop     chan time.Duration // requests to stop, with their grace
+	held     chan struct{}      // closed when somebody holds the sandbox
+	holdOnce sync.Once          // closes held
+	finished chan struct{}      // closed when everything is undone
+	outcome  error              // of the end; read after finished
+}
+
+// Main runs the monitor of the sandbox id until the sandbox has ended. The
+// lock on the sandbox and the pipe to report on are inherited.
+func Main(layout store.Layout, id string, driver func(name string) (vmm.Driver, error)) error {
+	lock := store.InheritLock(os.NewFile(fdLock, "lock"))
+	defer lock.Release()
+	report := os.NewFile(fdReport, "report")
+	unix.CloseOnExec(fdReport)
+	unix.CloseOnExec(fdLock)
+	m, err := newMonitor(layout, id, driver)
+	if err == nil {
+		err = m.bringUp()
+	}
+	if err != nil {
+		return errors.Join(Report{Error: api.AsError(err)}.write(report), err)
+	}
+	if err := (Report{}).write(report); err != nil {
+		// The command is gone, which harms nobody: the sandbox runs.
+		m.log.Warn("report", "error", err)
+	}
+	return m.wait()
+}
+
+func newMonitor(layout store.Layout, id string, driver func(name string) (vmm.Driver, error)) (*monitor, error) {
+	record, err := layout.Load(id)
+	if err != nil {
+		return nil, err
+	}
+	log, err := os.OpenFile(layout.MonitorLog(id), os.O_WRONLY|os.O_CREATE|os.O_TRUNC|os.O_APPEND, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("open log: %w", err)
+	}
+	m := &monitor{
+		layout: layout, id: id, record: record,
+		log:      slog.New(slog.NewTextHandler(log, nil)),
+		stop:     make(chan time.Duration),
+		held:     make(chan struct{}),
+		finished: make(chan struct{}),
+	}
+	m.driver, err = driver(record.Spec.Driver)
+	return m, err
+}
+
+// save changes the record under its lock and writes it.
+func (m *monitor) save(change func(*store.Record)) error {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	change(m.record)
+	return m.layout.Save(m.record)
+}
+
+// wait runs until the sandbox has ended, by itself or on request, and takes
+// everything back.
+func (m *monitor) wait() error {
+	server := m.serve()
+	if m.record.Ephemeral {
+		go m.awaitHold()
+	}
+	reason := m.watch()
+	m.outcome = m.end(reason)
+	close(m.finished)
+	// Whoever waits for the end gets the answer before the process is gone.
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	return errors.Join(m.outcome, server.Shutdown(ctx))
+}
+
+// watch returns why the sandbox ended.
+func (m *monitor) watch() string {
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
+	defer signal.Stop(signals)
+	for {
+		select {
+		case <-m.vm.Done():
+			return m.vm.Exit().Reason
+		case <-m.gate.Done():
+			m.replaceGate()
+		case grace := <-m.stop:
+			m.shutDown(grace)
+			return "stopped"
+		case s := <-signals:
+			m.shutDown(DefaultGrace)
+			return "stopped by signal: " + s.String()
+		}
+	}
+}
+
+// shutDown ends the guest in order, and by force after grace. Without grace
+// the guest is not asked.
+func (m *monitor) shutDown(grace time.Duration) {
+	if grace > 0 && m.askGuest(grace) {
+		return
+	}
+	quit, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	defer cancel()
+	if err := m.vm.Stop(quit); err != nil {
+		m.log.Error("stop VMM", "error", err)
+	}
+}
+
+// askGuest tells whether the guest shut down by itself.
+func (m *monitor) askGuest(grace time.Duration) bool {
+	ctx, cancel := context.WithTimeout(context.Background(), grace)
+	defer cancel()
+	if err := m.gate.order(ctx, gate.Order{PowerOff: true}); err != nil {
+		m.log.Warn("ask guest to shut down", "error", err)
+		return false
+	}
+	select {
+	case <-m.vm.Done():
+		return true
+	case <-ctx.Done():
+		m.log.Warn("guest did not shut down in time", "grace", grace)
+		return false
+	}
+}
+
+// end takes back all that the sandbox has on the host and writes how it
+// ended.
+func (m *monitor) end(reason string) error {
+	m.mu.Lock()
+	ephemeral := m.record.Ephemeral
+	m.mu.Unlock()
+	err := m.undo.Run()
+	if err == nil && ephemeral {
+		return m.layout.Delete(m.id)
+	}
+	return errors.Join(err, m.save(func(r *store.Record) {
+		r.Status = api.StatusStopped
+		r.Reason = reason
+		r.StoppedAt = time.Now().UTC()
+		if err != nil {
+			r.Status = api.StatusError
+			r.Reason = fmt.Sprintf("%s; clean up: %v", reason, err)
+			return
+		}
+		r.Host = store.Host{}
+	}))
+}
+
+// serve answers on the control socket, which bring-up has opened.
+func (m *monitor) serve() *http.Server {
+	server := &http.Server{Handler: control.Handler(m, m.log), ReadHeaderTimeout: 10 * time.Second}
+	go server.Serve(m.controlListener)
+	return server
+}
+
+// Stop implements control.Monitor.
+func (m *monitor) Stop(ctx context.Context, grace time.Duration) error {
+	select {
+	case m.stop <- grace:
+	case <-m.finished:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	select {
+	case <-m.finished:
+		return m.outcome
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+}
+
+// Rename implements control.Monitor.
+func (m *monitor) Rename(_ context.Context, name string) error {
+	return m.save(func(r *store.Record) { r.Name = name })
+}
+
+// Hold implements control.Monitor.
+func (m *monitor) Hold(ctx context.Context) error {
+	m.holdOnce.Do(func() { close(m.held) })
+	select {
+	case <-m.finished:
+		return m.outcome
+	case <-ctx.Done():
+		return m.Stop(context.Background(), 0)
+	}
+}
+
+// holdWait is how long the creator of an ephemeral sandbox has to hold it.
+const holdWait = 10 * time.Second
+
+// awaitHold ends an ephemeral sandbox whose creator died before it could hold
+// it.
+func (m *monitor) awaitHold() {
+	select {
+	case <-m.held:
+	case <-m.finished:
+	case <-time.After(holdWait):
+		m.log.Warn("nobody holds this ephemeral sandbox")
+		m.Stop(context.Background(), 0)
+	}
+}

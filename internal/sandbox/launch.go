@@ -1,0 +1,79 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"syscall"
+	"time"
+
+	"github.com/vmsan/vmsan/internal/monitor"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// launch starts the monitor of r, which takes over the lock, and waits until
+// it says that the sandbox runs. The monitor is a session of its own, so
+// nothing that happens to the caller from here on harms the sandbox.
+func (s *Service) launch(ctx context.Context, r *store.Record, lock *store.Lock) error {
+	self, err := os.Executable()
+	if err != nil {
+		return fmt.Errorf("find own binary: %w", err)
+	}
+	report, theirs, err := os.Pipe()
+	if err != nil {
+		return fmt.Errorf("make pipe to monitor: %w", err)
+	}
+	defer report.Close()
+	log, err := os.OpenFile(s.layout.MonitorLog(r.ID), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
+	if err != nil {
+		theirs.Close()
+		return fmt.Errorf("open monitor's log: %w", err)
+	}
+	cmd := exec.Command(self, monitor.Command, r.ID, s.layout.Dir)
+	cmd.Dir = "/"
+	cmd.Env = append(os.Environ(), "GOGC=50")
+	cmd.Stderr = log
+	cmd.ExtraFiles = []*os.File{theirs, lock.File()}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	err = cmd.Start()
+	theirs.Close()
+	log.Close()
+	if err != nil {
+		return fmt.Errorf("start monitor: %w", err)
+	}
+	return s.await(ctx, r, cmd, report)
+}
+
+// stopAfterCancel is how long a monitor that is told to give up may take.
+const stopAfterCancel = 15 * time.Second
+
+// await waits for the monitor's report. If ctx ends first the monitor is told
+// to take everything back.
+func (s *Service) await(ctx context.Context, r *store.Record, cmd *exec.Cmd, report *os.File) error {
+	reported := make(chan error, 1)
+	go func() { reported <- monitor.ReadReport(report) }()
+	select {
+	case err := <-reported:
+		if err != nil {
+			cmd.Wait()
+		} else {
+			cmd.Process.Release()
+		}
+		return err
+	case <-ctx.Done():
+	}
+	cmd.Process.Signal(syscall.SIGTERM)
+	ended := make(chan struct{})
+	go func() {
+		cmd.Wait()
+		close(ended)
+	}()
+	select {
+	case <-ended:
+	case <-time.After(stopAfterCancel):
+		cmd.Process.Kill()
+		<-ended
+	}
+	return fmt.Errorf("start %s: %w", r.ID, context.Cause(ctx))
+}

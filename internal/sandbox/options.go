@@ -1,0 +1,290 @@
+package sandbox
+
+import (
+	"fmt"
+	"path"
+	"regexp"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// CreateOptions say what a new sandbox is to be. Zero values mean the
+// defaults.
+type CreateOptions struct {
+	Image   string            // reference; default: what setup made
+	Name    string            // unique; default: none
+	Project string            // a label that the reference system had
+	Labels  map[string]string // the user's own
+
+	VCPUs     int   // 1..32; default 1
+	MemoryMiB int   // 64..; default 256
+	DiskBytes int64 // of the overlay; default 10 GiB
+
+	Env     map[string]string // of every command
+	Workdir string            // of every command; absolute
+	User    string            // of every command: name or uid
+
+	Init        bool   // the image's own init becomes PID 1
+	Driver      string // auto, qemu
+	Accelerator string // auto, kvm, tcg
+	RequireKVM  bool   // refuse to run without
+	NoSeccomp   bool
+	NoCgroup    bool
+	Network     string // none
+
+	BootTimeout time.Duration // default 2 minutes
+	// Ephemeral sandboxes are removed when they stop, and stop when the
+	// caller that holds them dies.
+	Ephemeral bool
+}
+
+// The defaults and bounds of options.
+const (
+	DefaultVCPUs       = 1
+	MaxVCPUs           = 32
+	DefaultMemoryMiB   = 256
+	MinMemoryMiB       = 64
+	MaxMemoryMiB       = 1 << 20
+	DefaultDisk        = 10 << 30
+	MinDisk            = 16 << 20
+	MaxDisk            = 16 << 40
+	DefaultBootTimeout = 2 * time.Minute
+	maxBootTimeout     = time.Hour
+	maxLabels          = 64
+	maxLabel           = 256
+	maxEnv             = 64 << 10
+	maxProject         = 128
+	initPath           = "/sbin/init"
+)
+
+// complete fills in the defaults and checks everything that can be checked
+// without looking at the host.
+func (o *CreateOptions) complete() error {
+	setDefault(&o.VCPUs, DefaultVCPUs)
+	setDefault(&o.MemoryMiB, DefaultMemoryMiB)
+	setDefault(&o.DiskBytes, DefaultDisk)
+	setDefault(&o.Driver, "auto")
+	setDefault(&o.Accelerator, "auto")
+	setDefault(&o.Network, "none")
+	setDefault(&o.BootTimeout, DefaultBootTimeout)
+	for _, check := range []func() error{
+		func() error { return checkInteger("--vcpus", o.VCPUs, 1, MaxVCPUs, "") },
+		func() error { return checkInteger("--memory", o.MemoryMiB, MinMemoryMiB, MaxMemoryMiB, " MiB") },
+		func() error { return checkDisk(o.DiskBytes) },
+		func() error { return checkName(o.Name) },
+		func() error { return checkProject(o.Project) },
+		func() error { return checkLabels(o.Labels) },
+		func() error { return CheckEnv(o.Env) },
+		func() error { return CheckWorkdir(o.Workdir) },
+		func() error { return CheckUser(o.User) },
+		func() error { return checkChoice("--driver", o.Driver, "auto", "qemu") },
+		func() error { return checkChoice("--accel", o.Accelerator, "auto", "kvm", "tcg") },
+		func() error { return checkChoice("--network", o.Network, "none") },
+		func() error { return checkBootTimeout(o.BootTimeout) },
+		func() error { return o.checkKVM() },
+	} {
+		if err := check(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func setDefault[T comparable](value *T, def T) {
+	var zero T
+	if *value == zero {
+		*value = def
+	}
+}
+
+func (o *CreateOptions) checkKVM() error {
+	if o.RequireKVM && o.Accelerator == "tcg" {
+		return api.Errorf(api.ErrValidationFlags, "Cannot use --require-kvm and --accel tcg together").
+			WithFlag("--require-kvm")
+	}
+	return nil
+}
+
+func checkInteger(flag string, value, low, high int, unit string) error {
+	if value < low || value > high {
+		return api.Errorf(api.ErrValidationInteger, "Invalid %s: \"%d\". Must be an integer between %d and %d%s.",
+			flag, value, low, high, unit).WithFlag(flag)
+	}
+	return nil
+}
+
+func checkDisk(bytes int64) error {
+	if bytes < MinDisk || bytes > MaxDisk || bytes%4096 != 0 {
+		return api.Errorf(api.ErrValidationDiskSize,
+			"Invalid --disk: %d bytes. Must be a multiple of 4096 between 16 MiB and 16 TiB.", bytes).WithFlag("--disk")
+	}
+	return nil
+}
+
+func checkName(name string) error {
+	if name == "" {
+		return nil
+	}
+	if !store.ValidName(name) {
+		return api.Errorf(api.ErrValidationName, "Invalid --name: %.80q. Must be 1 to 63 letters, digits, dots, "+
+			"dashes and underscores, beginning with a letter or digit.", name).WithFlag("--name")
+	}
+	if store.ValidID(name) {
+		return api.Errorf(api.ErrValidationName, "Invalid --name: %q. It has the form of an id.", name).WithFlag("--name")
+	}
+	return nil
+}
+
+var validProject = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_./-]*$`)
+
+func checkProject(project string) error {
+	if project != "" && (len(project) > maxProject || !validProject.MatchString(project)) {
+		return api.Errorf(api.ErrValidationLabel, "Invalid --project: %.80q. Must be up to %d letters, digits, dots, "+
+			"dashes, slashes and underscores.", project, maxProject).WithFlag("--project")
+	}
+	return nil
+}
+
+var (
+	validLabelKey   = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_./-]*$`)
+	validLabelValue = regexp.MustCompile(`^[a-zA-Z0-9_./:@+ -]*$`)
+)
+
+func checkLabels(labels map[string]string) error {
+	if len(labels) > maxLabels {
+		return api.Errorf(api.ErrValidationLabel, "Invalid --label: %d labels. At most %d.", len(labels), maxLabels).
+			WithFlag("--label")
+	}
+	for key, value := range labels {
+		if len(key) > maxLabel || len(value) > maxLabel || !validLabelKey.MatchString(key) || !validLabelValue.MatchString(value) {
+			return api.Errorf(api.ErrValidationLabel, "Invalid --label: %.80q. Must be KEY=VALUE of letters, digits "+
+				"and ./-_ (in values also :@+ and spaces), up to %d each.", key+"="+value, maxLabel).WithFlag("--label")
+		}
+	}
+	return nil
+}
+
+var validEnvName = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
+
+// CheckEnv checks an environment: names of letters, digits and underscores,
+// values without NUL, 64 KiB in all.
+func CheckEnv(env map[string]string) error {
+	size := 0
+	for name, value := range env {
+		if !validEnvName.MatchString(name) || strings.ContainsRune(value, 0) {
+			return api.Errorf(api.ErrValidationEnv, "Invalid --env: %.80q. Must be KEY=VALUE, the key of letters, "+
+				"digits and underscores.", name).WithFlag("--env")
+		}
+		size += len(name) + len(value) + 2
+	}
+	if size > maxEnv {
+		return api.Errorf(api.ErrValidationEnv, "Invalid --env: %d bytes in all. At most %d.", size, maxEnv).WithFlag("--env")
+	}
+	return nil
+}
+
+// CheckWorkdir checks the path of a working directory in the guest.
+func CheckWorkdir(dir string) error {
+	if dir == "" {
+		return nil
+	}
+	if !path.IsAbs(dir) || len(dir) > 4095 || strings.ContainsRune(dir, 0) {
+		return api.Errorf(api.ErrValidationPath, "Invalid --workdir: %.80q. Must be an absolute path.", dir).
+			WithFlag("--workdir")
+	}
+	return nil
+}
+
+var validUser = regexp.MustCompile(`^([a-zA-Z_][a-zA-Z0-9_.-]{0,31}|[0-9]{1,10})(:([a-zA-Z_][a-zA-Z0-9_.-]{0,31}|[0-9]{1,10}))?$`)
+
+// CheckUser checks a user of the guest: a name or a number, perhaps with a
+// group after a colon.
+func CheckUser(user string) error {
+	if user != "" && !validUser.MatchString(user) {
+		return api.Errorf(api.ErrValidationUser, "Invalid --user: %.80q. Must be a name or a number, optionally "+
+			"followed by a colon and a group.", user).WithFlag("--user")
+	}
+	return nil
+}
+
+func checkChoice(flag, value string, choices ...string) error {
+	for _, c := range choices {
+		if value == c {
+			return nil
+		}
+	}
+	return api.Errorf(api.ErrValidationChoice, "Invalid %s: %.80q. Must be one of: %s.", flag, value,
+		strings.Join(choices, ", ")).WithFlag(flag)
+}
+
+func checkBootTimeout(d time.Duration) error {
+	if d < time.Second || d > maxBootTimeout {
+		return api.Errorf(api.ErrValidationDuration, "Invalid --boot-timeout: %s. Must be between 1s and %s.", d,
+			maxBootTimeout).WithFlag("--boot-timeout")
+	}
+	return nil
+}
+
+var sizePattern = regexp.MustCompile(`^([0-9]{1,15})(b|k|kb|kib|m|mb|mib|g|gb|gib|t|tb|tib)?$`)
+
+var sizeUnits = map[byte]int64{'b': 1, 'k': 1 << 10, 'm': 1 << 20, 'g': 1 << 30, 't': 1 << 40}
+
+// parseSize reads "512m", "10gb" or "2GiB" as powers of two; a bare number
+// counts in unit.
+func parseSize(text string, unit int64) (int64, error) {
+	m := sizePattern.FindStringSubmatch(strings.ToLower(text))
+	if m == nil {
+		return 0, fmt.Errorf("not a size")
+	}
+	n, err := strconv.ParseInt(m[1], 10, 64)
+	if err != nil {
+		return 0, err
+	}
+	if m[2] != "" {
+		unit = sizeUnits[m[2][0]]
+	}
+	if n > (1<<62)/unit {
+		return 0, fmt.Errorf("too large")
+	}
+	return n * unit, nil
+}
+
+// ParseMemory reads a memory size as a user types it, "512", "512m" or "2g",
+// into MiB. A bare number is MiB.
+func ParseMemory(text string) (int, error) {
+	bytes, err := parseSize(text, 1<<20)
+	if err != nil || bytes%(1<<20) != 0 || bytes < MinMemoryMiB<<20 || bytes > MaxMemoryMiB<<20 {
+		return 0, api.Errorf(api.ErrValidationMemory, "Invalid --memory: %.80q. Must be MiB, or a size like 512m or "+
+			"2g, between %d MiB and %d MiB.", text, MinMemoryMiB, MaxMemoryMiB).WithFlag("--memory")
+	}
+	return int(bytes >> 20), nil
+}
+
+// ParseDisk reads a disk size as a user types it, "10", "10gb" or "512m",
+// into bytes. A bare number is GiB.
+func ParseDisk(text string) (int64, error) {
+	bytes, err := parseSize(text, 1<<30)
+	if err != nil || bytes < MinDisk || bytes > MaxDisk || bytes%4096 != 0 {
+		return 0, api.Errorf(api.ErrValidationDiskSize, "Invalid --disk: %.80q. Expected GiB, or a size like 10gb or "+
+			"512m, between 16m and 16t.", text).WithFlag("--disk")
+	}
+	return bytes, nil
+}
+
+// ParsePairs reads KEY=VALUE arguments into a map; malformed is called for
+// one that is none.
+func ParsePairs(args []string, malformed func(arg string) error) (map[string]string, error) {
+	pairs := map[string]string{}
+	for _, arg := range args {
+		key, value, ok := strings.Cut(arg, "=")
+		if !ok || key == "" {
+			return nil, malformed(arg)
+		}
+		pairs[key] = value
+	}
+	return pairs, nil
+}

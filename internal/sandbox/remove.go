@@ -1,0 +1,84 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"os"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// Remove deletes a sandbox with its disk. One that runs is refused unless
+// force is given, which ends it without asking the guest.
+func (s *Service) Remove(ctx context.Context, ref string, force bool) (id string, err error) {
+	id, err = s.layout.Find(ref)
+	if err != nil {
+		return "", err
+	}
+	if err := s.remove(ctx, id, force); err != nil {
+		return id, fmt.Errorf("remove %s: %w", id, err)
+	}
+	return id, nil
+}
+
+func (s *Service) remove(ctx context.Context, id string, force bool) error {
+	record, err := s.repaired(ctx, id)
+	if api.HasCode(err, api.ErrVMRecord) && force {
+		return s.removeBroken(id)
+	}
+	if err != nil {
+		return err
+	}
+	if record.Running() {
+		if !force {
+			return notStopped(record).WithHint("vmsan rm -f %s, or vmsan stop %s first", id, id)
+		}
+		if err := s.stop(ctx, record, 0); err != nil {
+			return err
+		}
+	}
+	return s.delete(ctx, id)
+}
+
+// delete removes a sandbox that does not run.
+func (s *Service) delete(ctx context.Context, id string) error {
+	lock, err := store.AcquireLock(ctx, s.layout.SandboxLock(id))
+	if isNotExist(err) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	record, err := s.layout.Load(id)
+	if api.HasCode(err, api.ErrVMNotFound) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	// Whatever the record says it may still have, it has no more.
+	if err := s.takeBack(record); err != nil {
+		return err
+	}
+	return s.layout.Delete(id)
+}
+
+// removeBroken deletes a sandbox whose record nobody can read: what follows
+// from its id alone.
+func (s *Service) removeBroken(id string) error {
+	lock, held, err := store.TryLock(s.layout.SandboxLock(id))
+	if err != nil && !isNotExist(err) {
+		return err
+	}
+	if held {
+		return api.Errorf(api.ErrVMBusy, "the record of %s cannot be read, and its monitor runs", id).WithVM(id).
+			WithHint("vmsan stop %s", id)
+	}
+	defer lock.Release()
+	if err := os.RemoveAll(s.layout.SandboxRun(id)); err != nil {
+		return err
+	}
+	return s.layout.Delete(id)
+}

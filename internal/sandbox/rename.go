@@ -1,0 +1,44 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+
+	"github.com/vmsan/vmsan/internal/monitor/control"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// Rename gives a sandbox another name; an empty one takes the name away.
+func (s *Service) Rename(ctx context.Context, ref, name string) (*store.Record, error) {
+	if err := checkName(name); err != nil {
+		return nil, err
+	}
+	record, err := s.Get(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	err = s.layout.WithName(ctx, record.ID, name, func() error { return s.rename(ctx, record, name) })
+	if err != nil {
+		return nil, fmt.Errorf("rename %s: %w", record.ID, err)
+	}
+	return s.layout.Load(record.ID)
+}
+
+// rename changes the record: through the monitor, which is the only writer
+// while it lives, or under the lock.
+func (s *Service) rename(ctx context.Context, r *store.Record, name string) error {
+	if r.Running() {
+		err := control.Dial(s.layout.ControlSocket(r.ID)).Rename(ctx, name)
+		if !errors.Is(err, control.ErrGone) {
+			return err
+		}
+	}
+	lock, record, err := s.own(ctx, r.ID)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	record.Name = name
+	return s.layout.Save(record)
+}

@@ -1,0 +1,87 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"time"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/cgroup"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// repaired returns the record of the sandbox id. A record that says the
+// sandbox runs while nobody holds its lock is one whose monitor died: what
+// that left behind is taken back first.
+func (s *Service) repaired(_ context.Context, id string) (*store.Record, error) {
+	record, err := s.layout.Load(id)
+	if err != nil || !record.Running() {
+		return record, err
+	}
+	lock, held, err := store.TryLock(s.layout.SandboxLock(id))
+	if isNotExist(err) {
+		return nil, vmGone(id)
+	}
+	if err != nil {
+		return nil, err
+	}
+	if held {
+		return record, nil
+	}
+	defer lock.Release()
+	if err := s.repair(id); err != nil {
+		return nil, err
+	}
+	return s.layout.Load(id)
+}
+
+func vmGone(id string) error {
+	return api.Errorf(api.ErrVMNotFound, "VM not found: %s", id).WithVM(id).WithHint("vmsan list")
+}
+
+func isNotExist(err error) bool { return errors.Is(err, fs.ErrNotExist) }
+
+// repair takes back what a dead monitor left, in the reverse order of its
+// making and by the names in the record. The caller holds the lock. A
+// sandbox that was ended in order, or is gone, is left as it is.
+func (s *Service) repair(id string) error {
+	record, err := s.layout.Load(id)
+	if api.HasCode(err, api.ErrVMNotFound) {
+		return nil
+	}
+	if err != nil || !record.Running() {
+		return err
+	}
+	if err := s.takeBack(record); err != nil {
+		return fmt.Errorf("clean up after %s: %w", id, err)
+	}
+	s.log.Warn("the monitor of a sandbox had died; cleaned up after it", "vm", id)
+	if record.Ephemeral {
+		return s.layout.Delete(id)
+	}
+	reason := "its monitor died"
+	if record.Host.BootID != store.BootID() {
+		reason = "host restarted"
+	}
+	record.Status, record.Reason, record.StoppedAt = api.StatusStopped, reason, time.Now().UTC()
+	record.Host = store.Host{}
+	return s.layout.Save(record)
+}
+
+// takeBack removes everything that r has on the host besides its files.
+func (s *Service) takeBack(r *store.Record) error {
+	var errs []error
+	if r.Host.BootID == store.BootID() {
+		for _, p := range []store.Process{r.Host.Gate, r.Host.VMM} {
+			errs = append(errs, p.Kill())
+		}
+	}
+	for _, name := range r.Host.Cgroups {
+		errs = append(errs, cgroup.Remove(name))
+	}
+	errs = append(errs, os.RemoveAll(s.layout.SandboxRun(r.ID)))
+	return errors.Join(errs...)
+}

@@ -1,0 +1,74 @@
+// Package sandbox has the verbs: what can be done with sandboxes, a file
+// each. The command line is one door to them.
+package sandbox
+
+import (
+	"context"
+	"log/slog"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/guest"
+	"github.com/vmsan/vmsan/internal/image"
+	"github.com/vmsan/vmsan/internal/store"
+	"github.com/vmsan/vmsan/internal/vmm"
+	"github.com/vmsan/vmsan/internal/vmm/qemu"
+)
+
+// Service does things with the sandboxes of one state directory. Its methods
+// may be called from any goroutine, and from several processes at a time.
+type Service struct {
+	layout store.Layout
+	log    *slog.Logger
+}
+
+// Open returns the service of the state directory that layout describes, and
+// makes the directory if need be.
+func Open(layout store.Layout, log *slog.Logger) (*Service, error) {
+	if err := layout.Init(); err != nil {
+		return nil, err
+	}
+	return &Service{layout: layout, log: log}, nil
+}
+
+// Driver returns the driver with that name.
+func Driver(name string) (vmm.Driver, error) {
+	switch name {
+	case "qemu":
+		return qemu.Driver{}, nil
+	}
+	return nil, api.Errorf(api.ErrUnsupported, "there is no driver %q", name)
+}
+
+// images is the store of images.
+func (s *Service) images() image.Store { return image.Store{Layout: s.layout} }
+
+// Get returns the record of the sandbox that ref names: an id, a name, or the
+// beginning of an id. If its monitor died it is repaired first.
+func (s *Service) Get(ctx context.Context, ref string) (*store.Record, error) {
+	id, err := s.layout.Find(ref)
+	if err != nil {
+		return nil, err
+	}
+	return s.repaired(ctx, id)
+}
+
+// Guest returns a client to the guest of the running sandbox r, which the
+// caller closes.
+func (s *Service) Guest(r *store.Record) (*guest.Client, error) {
+	if r.Status != api.StatusRunning {
+		return nil, notRunning(r)
+	}
+	return guest.New(guest.DialSocket(s.layout.GuestSocket(r.ID))), nil
+}
+
+func notRunning(r *store.Record) error {
+	return api.Errorf(api.ErrVMNotRunning, "VM %s is not running (current status: %s)", r.ID, r.Status).WithVM(r.ID).
+		WithHint("vmsan start %s", r.ID)
+}
+
+// ConsolePath is the file of the console log of the sandbox id.
+func (s *Service) ConsolePath(id string) string { return s.layout.Console(id) }
+
+// MonitorLogPath is the file of what monitor, gate and VMM of the sandbox id
+// had to say.
+func (s *Service) MonitorLogPath(id string) string { return s.layout.MonitorLog(id) }

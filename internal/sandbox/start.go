@@ -1,0 +1,56 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// Start boots a stopped sandbox, or one whose last start failed, from its own
+// disk. It returns when the guest answers.
+func (s *Service) Start(ctx context.Context, ref string) (*store.Record, error) {
+	lock, record, err := s.own(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Release()
+	record.Status, record.Reason, record.Trace = api.StatusCreating, "", nil
+	if err := s.layout.Save(record); err != nil {
+		return nil, err
+	}
+	if err := s.launch(ctx, record, lock); err != nil {
+		return nil, fmt.Errorf("start %s: %w", record.ID, err)
+	}
+	return s.layout.Load(record.ID)
+}
+
+// own takes the lock of a sandbox that does not run.
+func (s *Service) own(ctx context.Context, ref string) (*store.Lock, *store.Record, error) {
+	record, err := s.Get(ctx, ref)
+	if err != nil {
+		return nil, nil, err
+	}
+	lock, held, err := store.TryLock(s.layout.SandboxLock(record.ID))
+	if err != nil {
+		return nil, nil, err
+	}
+	if held {
+		return nil, nil, notStopped(record)
+	}
+	// Between the look and the lock it may have changed.
+	if record, err = s.layout.Load(record.ID); err != nil {
+		lock.Release()
+		return nil, nil, err
+	}
+	return lock, record, nil
+}
+
+func notStopped(r *store.Record) *api.Error {
+	if r.Status == api.StatusStopped || r.Status == api.StatusError {
+		return api.Errorf(api.ErrVMBusy, "another command is changing VM %s", r.ID).WithVM(r.ID).WithHint("try again")
+	}
+	return api.Errorf(api.ErrVMNotStopped, "VM %s is not stopped (current status: %s)", r.ID, r.Status).WithVM(r.ID).
+		WithHint("vmsan stop %s", r.ID)
+}

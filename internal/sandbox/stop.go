@@ -1,0 +1,64 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"time"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/monitor/control"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// Stop shuts a sandbox down: the guest has grace to end in order, then its
+// VMM is ended. It returns the record from before. A sandbox that does not
+// run is left as it is.
+func (s *Service) Stop(ctx context.Context, ref string, grace time.Duration) (*store.Record, error) {
+	record, err := s.Get(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	if !record.Running() {
+		return record, nil
+	}
+	if err := s.stop(ctx, record, grace); err != nil {
+		return record, fmt.Errorf("stop %s: %w", record.ID, err)
+	}
+	return record, nil
+}
+
+// stop ends a sandbox that runs and returns when its lock is free, and so
+// everything it had on the host.
+func (s *Service) stop(ctx context.Context, r *store.Record, grace time.Duration) error {
+	monitor := control.Dial(s.layout.ControlSocket(r.ID))
+	err := monitor.Stop(ctx, grace)
+	if err != nil && !errors.Is(err, control.ErrGone) {
+		return err
+	}
+	lock, err := s.awaitEnd(ctx, r.ID)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	return s.repair(r.ID)
+}
+
+// awaitEnd waits until the monitor of the sandbox id is gone. It returns the
+// lock, or nil if the sandbox was removed with its monitor.
+func (s *Service) awaitEnd(ctx context.Context, id string) (*store.Lock, error) {
+	lock, err := store.AcquireLock(ctx, s.layout.SandboxLock(id))
+	if api.HasCode(err, api.ErrVMNotFound) || isNotExist(err) {
+		return nil, nil
+	}
+	return lock, err
+}
+
+// Restart stops a sandbox that runs and starts it.
+func (s *Service) Restart(ctx context.Context, ref string, grace time.Duration) (*store.Record, error) {
+	record, err := s.Stop(ctx, ref, grace)
+	if err != nil {
+		return nil, err
+	}
+	return s.Start(ctx, record.ID)
+}

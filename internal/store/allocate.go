@@ -1,0 +1,164 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+
+	"github.com/vmsan/vmsan/api"
+)
+
+// Init makes the directories that every command needs.
+func (l Layout) Init() error {
+	for _, dir := range []string{l.Dir, l.Sandboxes(), l.Run} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return api.Errorf(api.ErrValidationStateDir, "make directory %s: %w", dir, err).WithFlag("--dir").
+				WithHint("vmsan --dir DIRECTORY ..., with one that you own")
+		}
+	}
+	return l.checkRun()
+}
+
+// checkRun makes sure that nobody else prepared the run directory, which for
+// users without a runtime directory is in /tmp.
+func (l Layout) checkRun() error {
+	info, err := os.Lstat(l.Run)
+	if err != nil {
+		return fmt.Errorf("look at run directory: %w", err)
+	}
+	if !info.IsDir() || info.Mode().Perm()&0o022 != 0 || owner(info) != uint32(os.Geteuid()) {
+		return api.Errorf(api.ErrValidationStateDir, "run directory %s is not this user's alone", l.Run)
+	}
+	return nil
+}
+
+// Allocate gives r a new id and slot, checks that its name is free, and
+// saves it. The sandbox's directory is there then, and its lock is held: the
+// caller releases it.
+func (l Layout) Allocate(ctx context.Context, r *Record) (*Lock, error) {
+	all, err := AcquireLock(ctx, l.Lock())
+	if err != nil {
+		return nil, err
+	}
+	defer all.Release()
+	taken, err := l.taken()
+	if err != nil {
+		return nil, err
+	}
+	if r.Name != "" && taken.names[r.Name] != "" {
+		return nil, nameTaken(r.Name, taken.names[r.Name])
+	}
+	if r.Slot, err = taken.freeSlot(); err != nil {
+		return nil, err
+	}
+	if r.ID, err = l.makeDirectory(); err != nil {
+		return nil, err
+	}
+	lock, err := AcquireLock(ctx, l.SandboxLock(r.ID))
+	if err == nil {
+		err = l.Save(r)
+	}
+	if err != nil {
+		lock.Release()
+		os.RemoveAll(l.Sandbox(r.ID))
+		return nil, err
+	}
+	return lock, nil
+}
+
+// makeDirectory makes the directory of a new id: mkdir(2) fails for one that
+// is taken.
+func (l Layout) makeDirectory() (string, error) {
+	for range 10 {
+		id := newID()
+		err := os.Mkdir(l.Sandbox(id), 0o700)
+		if err == nil {
+			return id, nil
+		}
+		if !os.IsExist(err) {
+			return "", fmt.Errorf("make sandbox directory: %w", err)
+		}
+	}
+	return "", fmt.Errorf("make sandbox directory: no free id found in %s", l.Sandboxes())
+}
+
+// taken is what other sandboxes have.
+type taken struct {
+	names map[string]string // name to id
+	slots map[int]bool
+}
+
+func (l Layout) taken() (taken, error) {
+	records, _, err := l.List()
+	if err != nil {
+		return taken{}, err
+	}
+	t := taken{names: map[string]string{}, slots: map[int]bool{}}
+	for _, r := range records {
+		t.slots[r.Slot] = true
+		if r.Name != "" {
+			t.names[r.Name] = r.ID
+		}
+	}
+	return t, nil
+}
+
+func (t taken) freeSlot() (int, error) {
+	for slot := range Slots {
+		if !t.slots[slot] {
+			return slot, nil
+		}
+	}
+	return 0, api.Errorf(api.ErrVMSlotsExhausted, "all %d sandbox numbers are taken", Slots).
+		WithHint("vmsan rm VM...")
+}
+
+func nameTaken(name, id string) error {
+	return api.Errorf(api.ErrVMNameTaken, "the name %s is taken by %s", name, id).WithFlag("--name").
+		WithHint("vmsan rename %s NEWNAME, or vmsan rm %s", name, name)
+}
+
+// WithName calls save while no other sandbox can take name, which must be
+// free or r's own.
+func (l Layout) WithName(ctx context.Context, id, name string, save func() error) error {
+	all, err := AcquireLock(ctx, l.Lock())
+	if err != nil {
+		return err
+	}
+	defer all.Release()
+	taken, err := l.taken()
+	if err != nil {
+		return err
+	}
+	if other := taken.names[name]; other != "" && other != id {
+		return nameTaken(name, other)
+	}
+	return save()
+}
+
+// Delete removes all files of the sandbox id in one step, so that no half of
+// it is ever seen: its directory is renamed away first.
+func (l Layout) Delete(id string) error {
+	if !ValidID(id) {
+		return notFound(id)
+	}
+	if err := os.MkdirAll(l.Tmp(), 0o700); err != nil {
+		return fmt.Errorf("delete sandbox %s: %w", id, err)
+	}
+	grave, err := os.MkdirTemp(l.Tmp(), "removed-")
+	if err != nil {
+		return fmt.Errorf("delete sandbox %s: %w", id, err)
+	}
+	err = os.Rename(l.Sandbox(id), filepath.Join(grave, id))
+	if err != nil && !os.IsNotExist(err) {
+		return fmt.Errorf("delete sandbox %s: %w", id, err)
+	}
+	if err := os.RemoveAll(l.SandboxRun(id)); err != nil {
+		return fmt.Errorf("delete sockets of %s: %w", id, err)
+	}
+	if err := os.RemoveAll(grave); err != nil {
+		return fmt.Errorf("delete files of %s: %w", id, err)
+	}
+	return nil
+}

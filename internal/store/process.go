@@ -1,0 +1,76 @@
+package store
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// startField is where proc(5) has a process's start time in /proc/PID/stat,
+// counted from the field after the command's closing parenthesis.
+const startField = 22 - 3
+
+// ProcessOf names the process pid, or nothing if there is none.
+func ProcessOf(pid int) Process {
+	ticks, err := startTicks(pid)
+	if err != nil {
+		return Process{}
+	}
+	return Process{PID: pid, StartTicks: ticks}
+}
+
+func startTicks(pid int) (uint64, error) {
+	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+	if err != nil {
+		return 0, err
+	}
+	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
+	if len(fields) <= startField {
+		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+	}
+	return strconv.ParseUint(string(fields[startField]), 10, 64)
+}
+
+// Kill kills the process that p names, if it still is that process. The file
+// descriptor keeps the number from being reused between the check and the
+// signal.
+func (p Process) Kill() error {
+	if p.PID <= 1 {
+		return nil
+	}
+	fd, err := unix.PidfdOpen(p.PID, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("open process %d: %w", p.PID, err)
+	}
+	defer unix.Close(fd)
+	if ticks, err := startTicks(p.PID); err != nil || ticks != p.StartTicks {
+		return nil
+	}
+	err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	if err != nil && !errors.Is(err, unix.ESRCH) {
+		return fmt.Errorf("kill process %d: %w", p.PID, err)
+	}
+	// Wait: what it holds is free only when it is gone.
+	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	if n, err := unix.Poll(poll, 5000); err == nil && n == 0 {
+		return fmt.Errorf("process %d was killed and does not end", p.PID)
+	}
+	return nil
+}
+
+// BootID names the host's current boot (random(4)).
+func BootID() string {
+	id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return ""
+	}
+	return strings.TrimSpace(string(id))
+}

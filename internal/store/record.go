@@ -1,0 +1,223 @@
+package store
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"time"
+
+	"github.com/google/renameio/v2"
+
+	"github.com/vmsan/vmsan/api"
+)
+
+// recordVersion is the version of the records written by this vmsan.
+const recordVersion = 1
+
+// maxRecord bounds a record's size in bytes.
+const maxRecord = 1 << 20
+
+// Record is all that is known of a sandbox, kept in its record.json. While a
+// monitor lives it is the record's only writer; else whoever holds the
+// sandbox's lock is.
+type Record struct {
+	Version int    `json:"version"`
+	ID      string `json:"id"`
+	Name    string `json:"name,omitempty"`
+	Project string `json:"project,omitempty"`
+	// Labels are the user's own.
+	Labels map[string]string `json:"labels,omitempty"`
+
+	Status api.Status `json:"status"`
+	// Reason says in a few words how the sandbox came to its status.
+	Reason string `json:"reason,omitempty"`
+
+	CreatedAt time.Time `json:"created_at"`
+	StartedAt time.Time `json:"started_at,omitzero"`
+	StoppedAt time.Time `json:"stopped_at,omitzero"`
+
+	Spec Spec `json:"spec"`
+	// Slot is the sandbox's number, unique in its state directory. Host
+	// user ids are made from it.
+	Slot int `json:"slot"`
+	// Ephemeral sandboxes are removed when they stop.
+	Ephemeral bool `json:"ephemeral,omitempty"`
+
+	// Host is what a running sandbox has on the host.
+	Host Host `json:"host,omitzero"`
+	// Trace is how long the stages of the last start took.
+	Trace []api.Stage `json:"trace,omitempty"`
+}
+
+// Spec is what the user asked for, with every default filled in.
+type Spec struct {
+	Image       string            `json:"image"` // digest
+	ImageName   string            `json:"image_name"`
+	Kernel      string            `json:"kernel"` // digest
+	Driver      string            `json:"driver"`
+	Accelerator string            `json:"accelerator"`
+	VCPUs       int               `json:"vcpus"`
+	MemoryMiB   int               `json:"memory_mib"`
+	DiskBytes   int64             `json:"disk_bytes"`
+	Env         map[string]string `json:"env,omitempty"`
+	Workdir     string            `json:"workdir,omitempty"`
+	User        string            `json:"user,omitempty"`
+	// Init is the image's own init, to run as PID 1. Empty: the agent is.
+	Init        string        `json:"init,omitempty"`
+	Network     string        `json:"network"`
+	RequireKVM  bool          `json:"require_kvm,omitempty"`
+	NoSeccomp   bool          `json:"no_seccomp,omitempty"`
+	NoCgroup    bool          `json:"no_cgroup,omitempty"`
+	BootTimeout time.Duration `json:"boot_timeout_ns"`
+}
+
+// Host names what a running sandbox has on the host. It is written before
+// any of it is made, so that it can be taken back after a crash.
+type Host struct {
+	// Processes are those of the monitor, the VMM and the gate.
+	Monitor Process `json:"monitor,omitzero"`
+	VMM     Process `json:"vmm,omitzero"`
+	Gate    Process `json:"gate,omitzero"`
+	// UID and GateUID are the host users of the VMM and the gate; 0 without
+	// root, when everything runs as the caller.
+	UID     uint32 `json:"uid,omitempty"`
+	GateUID uint32 `json:"gate_uid,omitempty"`
+	// Cgroups are the names of the sandbox's control groups.
+	Cgroups []string `json:"cgroups,omitempty"`
+	// BootID is the host's boot that all this belongs to.
+	BootID string `json:"boot_id,omitempty"`
+}
+
+// Process names a process in a way that survives the reuse of its number.
+type Process struct {
+	PID int `json:"pid"`
+	// StartTicks is field 22 of /proc/PID/stat.
+	StartTicks uint64 `json:"start_ticks"`
+}
+
+// Running tells whether the record says that a monitor should live.
+func (r *Record) Running() bool {
+	return r.Status == api.StatusCreating || r.Status == api.StatusRunning || r.Status == api.StatusPaused
+}
+
+// Load reads the record of the sandbox id. It takes no lock: writes are
+// atomic. A sandbox that does not exist is api.ErrVMNotFound, a record that
+// cannot be read api.ErrVMRecord.
+func (l Layout) Load(id string) (*Record, error) {
+	if !ValidID(id) {
+		return nil, notFound(id)
+	}
+	file, err := os.Open(l.Record(id))
+	if errors.Is(err, os.ErrNotExist) {
+		return nil, notFound(id)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("read record of %s: %w", id, err)
+	}
+	defer file.Close()
+	raw, err := io.ReadAll(io.LimitReader(file, maxRecord+1))
+	if err != nil {
+		return nil, fmt.Errorf("read record of %s: %w", id, err)
+	}
+	r, err := ParseRecord(raw)
+	if err == nil && r.ID != id {
+		err = fmt.Errorf("it is the record of %.20q", r.ID)
+	}
+	if err != nil {
+		return nil, api.Errorf(api.ErrVMRecord, "read record of %s: %w", id, err).WithVM(id).
+			WithHint("vmsan rm -f %s", id)
+	}
+	return r, nil
+}
+
+func notFound(id string) error {
+	return api.Errorf(api.ErrVMNotFound, "VM not found: %s", id).WithVM(id).WithHint("vmsan list")
+}
+
+// ParseRecord reads a record of this or an older version. Records of a newer
+// version are refused.
+func ParseRecord(raw []byte) (*Record, error) {
+	if len(raw) > maxRecord {
+		return nil, fmt.Errorf("it is larger than %d bytes", maxRecord)
+	}
+	var r Record
+	if err := json.Unmarshal(raw, &r); err != nil {
+		return nil, err
+	}
+	if r.Version > recordVersion {
+		return nil, fmt.Errorf("a newer vmsan wrote it (version %d, this one knows %d)", r.Version, recordVersion)
+	}
+	if err := r.migrate(); err != nil {
+		return nil, err
+	}
+	return &r, r.check()
+}
+
+// migrate brings an older record to this version. Version 0 is a record
+// without a version: it lacks what had no name yet.
+func (r *Record) migrate() error {
+	if r.Version < 0 {
+		return fmt.Errorf("it has version %d", r.Version)
+	}
+	if r.Version == 0 {
+		if r.Spec.Network == "" {
+			r.Spec.Network = "none"
+		}
+		if r.Spec.Driver == "" {
+			r.Spec.Driver = "qemu"
+		}
+	}
+	r.Version = recordVersion
+	return nil
+}
+
+func (r *Record) check() error {
+	if !ValidID(r.ID) {
+		return fmt.Errorf("it has the id %.20q", r.ID)
+	}
+	if !r.Status.Valid() {
+		return fmt.Errorf("it has the status %.20q", r.Status)
+	}
+	if r.Slot < 0 || r.Slot >= Slots {
+		return fmt.Errorf("it has the slot %d", r.Slot)
+	}
+	return nil
+}
+
+// Save writes r: to a temporary file, synced and renamed, so that a reader
+// or a crash sees the old record or the new one.
+func (l Layout) Save(r *Record) error {
+	r.Version = recordVersion
+	raw, err := json.MarshalIndent(r, "", "  ")
+	if err != nil {
+		return fmt.Errorf("write record of %s: %w", r.ID, err)
+	}
+	if err := renameio.WriteFile(l.Record(r.ID), append(raw, '\n'), 0o600); err != nil {
+		return fmt.Errorf("write record of %s: %w", r.ID, err)
+	}
+	return nil
+}
+
+// List reads all records, in the order of their creation. What cannot be
+// read is in broken, by id, and does not keep the others from being listed;
+// what was removed meanwhile is left out.
+func (l Layout) List() (records []*Record, broken map[string]error, err error) {
+	ids, err := l.IDs()
+	if err != nil {
+		return nil, nil, err
+	}
+	broken = map[string]error{}
+	for _, id := range ids {
+		r, err := l.Load(id)
+		switch {
+		case err == nil:
+			records = append(records, r)
+		case !api.HasCode(err, api.ErrVMNotFound):
+			broken[id] = err
+		}
+	}
+	sortByCreation(records)
+	return records, broken, nil
+}

@@ -1,0 +1,81 @@
+// Package testenv says what a test needs of its machine, and makes it. A rung
+// of tests that was asked for fails where it cannot run; one that was not is
+// skipped (docs/testing.md).
+package testenv
+
+import (
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// The variables that ask for a rung.
+const (
+	// rootVar asks for the tests that need root.
+	rootVar = "VMSAN_TEST_ROOT"
+	// stateVar asks for the tests that boot machines, and names a state
+	// directory that `vmsan setup` has filled.
+	stateVar = "VMSAN_TEST_STATE"
+	// kvmVar asks for the tests that need KVM to work.
+	kvmVar = "VMSAN_TEST_KVM"
+)
+
+// RequireRoot skips t unless tests for root were asked for.
+func RequireRoot(t testing.TB) {
+	t.Helper()
+	if os.Getenv(rootVar) == "" {
+		t.Skipf("needs root: not asked for with %s=1", rootVar)
+	}
+	if os.Geteuid() != 0 {
+		t.Fatalf("%s asks for tests that need root, and this is user %d", rootVar, os.Geteuid())
+	}
+}
+
+// RequireKVM skips t unless tests on KVM were asked for.
+func RequireKVM(t testing.TB) {
+	t.Helper()
+	if os.Getenv(kvmVar) == "" {
+		t.Skipf("needs KVM: not asked for with %s=1", kvmVar)
+	}
+}
+
+// RequireVM skips t unless tests that boot machines were asked for. It
+// returns a state directory of the test's own, with the kernel and images of
+// the one that was set up, and checks at the end that no sandbox is left.
+func RequireVM(t testing.TB) store.Layout {
+	t.Helper()
+	from := os.Getenv(stateVar)
+	if from == "" {
+		t.Skipf("boots a machine: not asked for with %s=DIR", stateVar)
+	}
+	layout, err := store.NewLayout(CopyState(t, from))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return layout
+}
+
+// CopyState makes a state directory that shares the immutable files of from
+// by hard links.
+func CopyState(t testing.TB, from string) string {
+	t.Helper()
+	// Beside the original: hard links do not cross file systems.
+	dir, err := os.MkdirTemp(filepath.Dir(from), "vmsan-test-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	for _, name := range []string{"setup.json", "kernels", "images", "images.json", "blanks"} {
+		source := filepath.Join(from, name)
+		if _, err := os.Stat(source); err != nil {
+			t.Fatalf("%s does not name a state directory that was set up: %v", stateVar, err)
+		}
+		if out, err := exec.Command("cp", "-al", source, dir).CombinedOutput(); err != nil {
+			t.Fatalf("copy state: %v: %s", err, out)
+		}
+	}
+	return dir
+}

@@ -1,0 +1,45 @@
+package qemu
+
+import (
+	"fmt"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// rdtsc reads the CPU's time stamp counter.
+func rdtsc() uint64
+
+// tscWindow is how far apart the two readings of the counter have to be. One
+// reading is off by less than a microsecond, so the rate is right to a few
+// hundred parts in a million, which is what the guest's kernel wants of it;
+// the guest's clock is set from the host's and refined later.
+const tscWindow = 4 * time.Millisecond
+
+// reading is the counter and the clock at one moment.
+type reading struct {
+	ticks uint64
+	clock time.Duration
+}
+
+// started is the first reading, taken with the process, so that the second
+// seldom has to wait.
+var started = read()
+
+func read() reading {
+	var now unix.Timespec
+	unix.ClockGettime(unix.CLOCK_MONOTONIC_RAW, &now)
+	return reading{ticks: rdtsc(), clock: time.Duration(now.Nano())}
+}
+
+// tscParameter tells the guest's kernel the rate of its time stamp counter,
+// which under emulation is the host's. It would otherwise calibrate it
+// against a timer that a busy host does not serve in time, and then hang.
+func tscParameter() []string {
+	if wait := started.clock + tscWindow - read().clock; wait > 0 {
+		time.Sleep(wait)
+	}
+	now := read()
+	khz := float64(now.ticks-started.ticks) / float64(now.clock-started.clock) * 1e6
+	return []string{fmt.Sprintf("tsc_early_khz=%d", uint64(khz))}
+}

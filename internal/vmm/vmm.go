@@ -1,0 +1,145 @@
+// Package vmm is the waist between vmsan and the programs that run virtual
+// machines: a driver starts what a Spec describes and returns a VM. What is
+// said to the guest is not a driver's business.
+package vmm
+
+import (
+	"context"
+	"net"
+	"os"
+
+	"github.com/vmsan/vmsan/internal/cgroup"
+	"github.com/vmsan/vmsan/internal/jail"
+	"github.com/vmsan/vmsan/internal/link"
+)
+
+// Accelerator is what executes the guest's instructions.
+type Accelerator string
+
+// The accelerators.
+const (
+	KVM Accelerator = "kvm" // the CPU
+	TCG Accelerator = "tcg" // QEMU's emulator; no security boundary by its makers' word
+)
+
+// Spec describes a virtual machine.
+type Spec struct {
+	ID string // the sandbox's id
+
+	VCPUs       int // 1..32
+	MemoryMiB   int // 64 or more
+	Accelerator Accelerator
+
+	Kernel    string   // path of an ELF vmlinux
+	Initramfs string   // path
+	Cmdline   []string // words of the kernel's command line, besides the driver's own
+
+	// Disks become vda, vdb, ... in this order. The driver does not close
+	// their files.
+	Disks []Disk
+
+	Jail Jail
+	// Log takes what the VMM prints. The driver does not close it.
+	Log *os.File
+}
+
+// Disk is a raw disk image.
+type Disk struct {
+	Name     string // of the device, letters only
+	File     *os.File
+	ReadOnly bool
+}
+
+// Jail says how the VMM is shut in.
+type Jail struct {
+	// User is whom the VMM runs as; nil means the caller, who is not root.
+	User *jail.User
+	// Root is an empty directory to build the VMM's root on. Required with
+	// User.
+	Root string
+	// Cgroup the VMM is born in. Optional.
+	Cgroup *cgroup.Group
+	// NoSeccomp leaves the VMM's system call filter off.
+	NoSeccomp bool
+}
+
+// Features are what a driver can do, as data.
+type Features struct {
+	Name         string
+	Accelerators []Accelerator
+	// MinMemoryMiB is the least memory a guest can come up with.
+	MinMemoryMiB int
+}
+
+// Driver starts virtual machines. Its methods may be called from any
+// goroutine.
+type Driver interface {
+	Features() Features
+	// Version asks the VMM's program for its version.
+	Version(ctx context.Context) (string, error)
+	// Start starts the machine; its guest begins to boot. If it fails,
+	// nothing is left behind. ctx bounds the start, not the machine's life.
+	Start(ctx context.Context, spec Spec) (VM, error)
+}
+
+// VM is a virtual machine that was started. Its methods may be called from
+// any goroutine; it ends when its caller's process does.
+type VM interface {
+	// PID is the VMM's process id.
+	PID() int
+	// Link is the way to the guest. It stays the same for the VM's life.
+	Link() Link
+	// Done is closed when the VMM has ended and nothing of it is left.
+	Done() <-chan struct{}
+	// Exit says how the VMM ended. Only after Done.
+	Exit() Exit
+	// Pause stops the guest's CPUs; pausing twice is fine.
+	Pause(ctx context.Context) error
+	// Resume lets them go on; resuming what runs is fine.
+	Resume(ctx context.Context) error
+	// Stop ends the VMM without asking the guest, in order if it does so
+	// before ctx ends, and else by killing it. It returns after Done and is
+	// no error if the VM had ended.
+	Stop(ctx context.Context) error
+}
+
+// Exit says how a VMM ended.
+type Exit struct {
+	// Reason is "guest shut down", or what the operating system said of the
+	// process: "signal: killed".
+	Reason string
+	// Clean is true if the guest ended itself, or Stop was called.
+	Clean bool
+}
+
+// Link is the host's side of a guest's devices. The files are owned by the
+// VM and stay open until it is Done, so that they can be handed from one
+// gate to the next.
+type Link struct {
+	Control, Data *os.File // sockets: the ports of package link
+	Console       *os.File // socket: the serial console
+}
+
+// DialGuest connects to the guest's agent over l. Closing the returned host
+// leaves l open.
+func (l Link) DialGuest(ctx context.Context) (*link.Host, error) {
+	control, err := net.FileConn(l.Control)
+	if err != nil {
+		return nil, err
+	}
+	data, err := net.FileConn(l.Data)
+	if err != nil {
+		control.Close()
+		return nil, err
+	}
+	return link.Connect(ctx, control, data)
+}
+
+// Close closes the files.
+func (l Link) Close() {
+	for _, f := range []*os.File{l.Control, l.Data, l.Console} {
+		if f != nil {
+			f.Close()
+		}
+	}
+}

@@ -1,0 +1,236 @@
+// Package vmmtest is what every vmm.Driver has to pass.
+package vmmtest
+
+import (
+	"context"
+	"io"
+	"net"
+	"net/http"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vmsan/vmsan/internal/link"
+	"github.com/vmsan/vmsan/internal/vmm"
+)
+
+// limit bounds each step; machines are slow when many boot at once.
+const limit = 2 * time.Minute
+
+// Run runs the suite. spec returns a fresh Spec whose guest runs the agent.
+func Run(t *testing.T, driver vmm.Driver, spec func(t *testing.T) vmm.Spec) {
+	s := suite{driver: driver, spec: spec}
+	t.Run("version", s.version)
+	t.Run("guest answers", s.guestAnswers)
+	t.Run("many streams", s.manyStreams)
+	t.Run("next host", s.nextHost)
+	t.Run("pause and resume", s.pauseAndResume)
+	t.Run("stop", s.stop)
+	t.Run("death", s.death)
+	t.Run("console", s.console)
+	t.Run("bad spec", s.badSpec)
+}
+
+type suite struct {
+	driver vmm.Driver
+	spec   func(t *testing.T) vmm.Spec
+}
+
+func (s suite) start(t *testing.T) (context.Context, vmm.VM) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	t.Cleanup(cancel)
+	vm, err := s.driver.Start(ctx, s.spec(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := vm.Stop(ctx); err != nil {
+			t.Errorf("stop: %v", err)
+		}
+	})
+	go drain(vm.Link())
+	return ctx, vm
+}
+
+// drain takes what the guest prints, as a gate does.
+func drain(l vmm.Link) {
+	if conn, err := net.FileConn(l.Console); err == nil {
+		io.Copy(io.Discard, conn)
+		conn.Close()
+	}
+}
+
+func dial(t *testing.T, ctx context.Context, vm vmm.VM) *link.Host {
+	t.Helper()
+	host, err := vm.Link().DialGuest(ctx)
+	if err != nil {
+		t.Fatalf("dial guest: %v", err)
+	}
+	t.Cleanup(func() { host.Close() })
+	return host
+}
+
+// health asks the guest's agent over a stream of its own.
+func health(ctx context.Context, host *link.Host) error {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return host.Dial(ctx) },
+	}}
+	request, err := http.NewRequestWithContext(ctx, "GET", "http://guest/health", nil)
+	if err != nil {
+		return err
+	}
+	response, err := client.Do(request)
+	if err != nil {
+		return err
+	}
+	return response.Body.Close()
+}
+
+func (s suite) version(t *testing.T) {
+	version, err := s.driver.Version(t.Context())
+	if err != nil || version == "" {
+		t.Fatalf("got version %q, %v", version, err)
+	}
+}
+
+func (s suite) guestAnswers(t *testing.T) {
+	ctx, vm := s.start(t)
+	if vm.PID() <= 1 {
+		t.Errorf("got PID %d", vm.PID())
+	}
+	if err := health(ctx, dial(t, ctx, vm)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s suite) manyStreams(t *testing.T) {
+	ctx, vm := s.start(t)
+	host := dial(t, ctx, vm)
+	var all sync.WaitGroup
+	for range 50 {
+		all.Go(func() {
+			if err := health(ctx, host); err != nil {
+				t.Error(err)
+			}
+		})
+	}
+	all.Wait()
+}
+
+// nextHost dials again while a conversation is going on, as a gate does that
+// takes the place of one that died.
+func (s suite) nextHost(t *testing.T) {
+	ctx, vm := s.start(t)
+	first := dial(t, ctx, vm)
+	stream, err := first.Dial(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.WriteString(stream, "GET /health HT"); err != nil {
+		t.Fatal(err)
+	}
+	first.Close()
+	if err := health(ctx, dial(t, ctx, vm)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s suite) pauseAndResume(t *testing.T) {
+	ctx, vm := s.start(t)
+	host := dial(t, ctx, vm)
+	for range 2 {
+		if err := vm.Pause(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	answered := make(chan error, 1)
+	go func() { answered <- health(ctx, host) }()
+	select {
+	case err := <-answered:
+		t.Fatalf("a paused guest answered: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	for range 2 {
+		if err := vm.Resume(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-answered; err != nil {
+		t.Fatal(err)
+	}
+}
+
+func (s suite) stop(t *testing.T) {
+	ctx, vm := s.start(t)
+	for range 2 {
+		if err := vm.Stop(ctx); err != nil {
+			t.Fatal(err)
+		}
+	}
+	<-vm.Done()
+	if exit := vm.Exit(); !exit.Clean {
+		t.Errorf("got exit %+v after Stop", exit)
+	}
+	if err := vm.Pause(ctx); err == nil {
+		t.Error("Pause of a stopped machine succeeded")
+	}
+}
+
+// death is a VMM that ends by itself: the guest's agent asks for it.
+func (s suite) death(t *testing.T) {
+	ctx, vm := s.start(t)
+	host := dial(t, ctx, vm)
+	stream, err := host.Dial(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	io.WriteString(stream, "POST /vmsan.guest.v1.Host/PowerOff HTTP/1.1\r\nHost: guest\r\n"+
+		"Content-Type: application/json\r\nContent-Length: 2\r\n\r\n{}")
+	select {
+	case <-vm.Done():
+	case <-ctx.Done():
+		t.Fatal("the guest was asked to power off and still runs")
+	}
+	if exit := vm.Exit(); !exit.Clean || exit.Reason == "" {
+		t.Errorf("got exit %+v after the guest shut down", exit)
+	}
+	select {
+	case <-host.Closed():
+	case <-ctx.Done():
+		t.Error("the link of a dead machine is still open")
+	}
+}
+
+func (s suite) console(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
+	spec := s.spec(t)
+	// Loud, so that there is something to read.
+	spec.Cmdline = append(spec.Cmdline, "loglevel=7")
+	vm, err := s.driver.Start(ctx, spec)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer vm.Stop(ctx)
+	conn, err := net.FileConn(vm.Link().Console)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	conn.SetReadDeadline(time.Now().Add(limit))
+	if _, err := io.ReadFull(conn, make([]byte, 64)); err != nil {
+		t.Fatalf("read console: %v", err)
+	}
+}
+
+func (s suite) badSpec(t *testing.T) {
+	spec := s.spec(t)
+	spec.Kernel = t.TempDir() + "/missing"
+	vm, err := s.driver.Start(t.Context(), spec)
+	if err == nil {
+		vm.Stop(t.Context())
+		t.Fatal("a machine without a kernel started")
+	}
+}
