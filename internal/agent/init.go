@@ -79,7 +79,7 @@ func bringUp(log *slog.Logger) error {
 		return err
 	}
 	if hasWord(probeWord) {
-		return serve(control, data, Config{Logger: log, ReapOrphans: true, PowerOff: resetMachine, DiskMount: diskMount})
+		return serve(control, data, Config{Logger: log, ReapOrphans: true, PowerOff: resetMachine})
 	}
 	if err := enterRoot(events); err != nil {
 		return failed(control, err)
@@ -88,7 +88,7 @@ func bringUp(log *slog.Logger) error {
 	if path := imageInit(); path != "" {
 		return failed(control, execInit(path, control, data))
 	}
-	return serve(control, data, Config{Logger: log, ReapOrphans: true, PowerOff: resetMachine, DiskMount: diskMount})
+	return serve(control, data, Config{Logger: log, ReapOrphans: true, PowerOff: resetMachine})
 }
 
 // serveBeside is the agent that execInit left behind.
