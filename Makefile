@@ -1,15 +1,70 @@
-# Everything is built from Debian's packages, Go modules and npm packages;
-# docs/testing.md tells the rungs of the tests.
+# Everything here is made from Debian's packages, Go modules and npm packages.
+# `make demo` and `make test` do all the set-up they need, as root, from a
+# clean clone; docs/testing.md tells the rungs of the tests.
 
 GO      ?= go
 ARCH    ?= $(shell $(GO) env GOARCH)
 VERSION ?= dev
-STATIC  := CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH)
-LDFLAGS := -s -w -X github.com/vmsan/vmsan/internal/cli.Version=$(VERSION)
+# A prepared state directory. Tests make copies beside it, by hard links.
+STATE   ?= $(CURDIR)/.state/main
+
+GOBUILD := CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) $(GO) build -trimpath
 AGENT   := internal/agent/binary/dist/vmsan-agent
+TESTENV := VMSAN_TEST_ROOT=1 VMSAN_TEST_STATE=$(STATE) VMSAN_TEST_BINARY=$(CURDIR)/bin/vmsan
+
+# The packages that vmsan itself needs on a Debian host, and those that only
+# its tests need.
+PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs
+TESTPKGS := nodejs npm iproute2 procps protobuf-compiler
+
+.PHONY: help
+help:
+	@echo 'make build   bin/vmsan, one static binary'
+	@echo 'make demo    build, set up, and run a command in a microVM (root)'
+	@echo 'make test    all tests, on real machines (root)'
+	@echo 'make check   what needs no machine: format, lint, race, generated files'
+	@echo 'make bench   speed and size, each beside its floor (root)'
+	@echo 'make soak    a hundred cold boots on a busy host (root)'
 
 .PHONY: build
 build:
-	$(STATIC) $(GO) build -trimpath -ldflags '-s -w' -o $(AGENT) ./cmd/vmsan-agent
+	$(GOBUILD) -ldflags '-s -w' -o $(AGENT) ./cmd/vmsan-agent
 	sha256sum $(AGENT) | cut -d' ' -f1 > $(AGENT).sha256
-	$(STATIC) $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o bin/vmsan ./cmd/vmsan
+	$(GOBUILD) -ldflags '-s -w -X github.com/vmsan/vmsan/internal/cli.Version=$(VERSION)' -o bin/vmsan ./cmd/vmsan
+
+.PHONY: deps
+deps:
+	build/apt-install.sh $(PACKAGES) $(TESTPKGS)
+	cd test/e2b && npm install --no-save --no-package-lock --no-audit --no-fund --loglevel=error
+
+.PHONY: runtime-deps
+runtime-deps:
+	build/apt-install.sh $(PACKAGES)
+
+.PHONY: setup
+setup: build
+	bin/vmsan --dir $(STATE) setup
+
+.PHONY: demo
+demo: runtime-deps setup
+	bin/vmsan --dir $(STATE) run -- /bin/sh -c 'echo "Hello from a microVM with its own kernel:"; uname -a'
+
+.PHONY: test
+test: deps setup
+	$(TESTENV) $(GO) test -timeout 30m -p 1 ./...
+
+.PHONY: check
+check:
+	build/check.sh
+
+.PHONY: bench
+bench: runtime-deps setup
+	$(GO) run ./bench -vmsan bin/vmsan -state $(STATE)
+
+.PHONY: soak
+soak: runtime-deps setup
+	$(GO) run ./bench -vmsan bin/vmsan -state $(STATE) -soak 100
+
+.PHONY: clean
+clean:
+	rm -rf bin .state $(AGENT) $(AGENT).sha256

@@ -162,7 +162,7 @@ func FuzzControlMessages(f *testing.F) {
 	f.Fuzz(func(t *testing.T, in []byte) {
 		readMessages(bytes.NewReader(in), func(m message) bool {
 			m.reset()
-			printable(m.Failed)
+			_ = printable(m.Failed)
 			return true
 		})
 	})

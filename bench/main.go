@@ -1,0 +1,45 @@
+// Command bench measures vmsan and, in the same run, a bare floor: the same
+// QEMU with the same kernel and flags, started by a program that does nothing
+// else, with an init that does nothing else. A figure on a shared machine
+// means little without it.
+package main
+
+import (
+	"context"
+	"flag"
+	"fmt"
+	"os"
+	"path/filepath"
+)
+
+func main() {
+	var b bench
+	var soak int
+	flag.StringVar(&b.vmsan, "vmsan", "bin/vmsan", "the binary to measure")
+	flag.StringVar(&b.state, "state", "", "a state directory that is set up")
+	flag.IntVar(&b.rounds, "rounds", 7, "runs of each slow measurement; the median counts")
+	flag.IntVar(&soak, "soak", 0, "instead, boot this many times in a row on a busy host")
+	flag.Parse()
+	if err := run(&b, soak); err != nil {
+		fmt.Fprintln(os.Stderr, "bench:", err)
+		os.Exit(1)
+	}
+}
+
+func run(b *bench, soak int) (err error) {
+	if b.vmsan, err = filepath.Abs(b.vmsan); err != nil {
+		return err
+	}
+	if b.state, err = filepath.Abs(b.state); err != nil {
+		return err
+	}
+	ctx := context.Background()
+	if soak > 0 {
+		return b.soak(ctx, soak)
+	}
+	if b.floor, err = newFloor(b.state); err != nil {
+		return fmt.Errorf("prepare floor: %w", err)
+	}
+	defer b.floor.close()
+	return b.all(ctx)
+}
