@@ -617,6 +617,28 @@ func TestOnlyStreamLosesNothing(t *testing.T) {
 	}
 }
 
+// What a command has written before its end arrives, however late the client takes it.
+func TestSlowClientLosesNothing(t *testing.T) {
+	g := newGuest(t)
+	var streams []*connect.ServerStreamForClient[process.StartResponse]
+	// Less than the buffers on the way hold, so that each command ends at once.
+	sizes := []int{100_000, 200_000, 400_000, 600_000, 800_000}
+	for _, size := range sizes {
+		stream, _, _ := g.launch(t, shell("head -c "+itoa(size)+" /dev/zero"))
+		streams = append(streams, stream)
+	}
+	time.Sleep(4 * outputGrace)
+	for i, stream := range streams {
+		r := &result{}
+		for stream.Receive() {
+			r.take(stream.Msg().GetEvent())
+		}
+		if len(r.stdout) != sizes[i] || r.end == nil {
+			t.Errorf("got %d bytes of %d, end %v, error %v", len(r.stdout), sizes[i], r.end, stream.Err())
+		}
+	}
+}
+
 func TestDetachedAndReplay(t *testing.T) {
 	g := newGuest(t)
 	request := shell("i=0; while [ $i -lt 30000 ]; do echo line $i; i=$((i+1)); done; exit 6")

@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
+	"math"
 	"os"
 	"sync"
 	"sync/atomic"
@@ -138,10 +140,13 @@ func (a *Agent) attend(r *running, outputs []outputEnd, exited <-chan syscall.Wa
 	if r.command.limit > 0 {
 		limit = time.AfterFunc(r.command.limit, r.expire)
 	}
-	drained := r.pump(outputs)
+	readers, drained := r.pump(outputs)
 	status := <-exited
 	if limit != nil {
 		limit.Stop()
+	}
+	for _, reader := range readers {
+		<-reader.commandEnded()
 	}
 	awaitOutput(drained)
 	r.output.finish()
@@ -159,8 +164,8 @@ func (r *running) expire() {
 	_ = r.tree.signal(syscall.SIGKILL)
 }
 
-// awaitOutput gives output that is still in a pipe its time, but does not wait for what children left in
-// the background may write one day.
+// awaitOutput gives children that end with the command their time, but does not wait for what others, left
+// in the background, may write one day.
 func awaitOutput(drained <-chan struct{}) {
 	select {
 	case <-drained:
@@ -183,33 +188,36 @@ type outputEnd struct {
 
 // pump reads every output to its end, and closes drained then. Also after the end of the process: a child
 // that lives on must not die of a broken pipe.
-func (r *running) pump(outputs []outputEnd) (drained <-chan struct{}) {
+func (r *running) pump(outputs []outputEnd) (readers []*outputReader, drained <-chan struct{}) {
 	done := make(chan struct{})
 	left := atomic.Int32{}
 	left.Store(int32(len(outputs)))
 	for _, out := range outputs {
+		reader := newOutputReader(out)
+		readers = append(readers, reader)
 		go func() {
-			r.read(out)
+			r.read(reader)
 			if left.Add(-1) == 0 {
 				close(done)
 			}
 		}()
 	}
-	return done
+	return readers, done
 }
 
-func (r *running) read(out outputEnd) {
+func (r *running) read(out *outputReader) {
 	if out.from != terminal {
 		defer out.file.Close()
 	}
+	defer out.caughtUp()
 	buffer := chunks.Get().(*[]byte)
 	defer chunks.Put(buffer)
-	reader := outputReader{outputEnd: out, grown: out.from == terminal} // a terminal has no size to set
 	for {
 		// An error is io.EOF from a pipe, EIO from a terminal nobody has open, ErrClosed from one closed here.
-		n, err := reader.read((*buffer)[headroom:])
+		n, err := out.read((*buffer)[headroom:])
 		if n > 0 {
 			r.output.deliver(out.from, chunk{buffer: *buffer, n: n})
+			out.handedOver(n)
 		}
 		if err != nil {
 			return
@@ -230,21 +238,102 @@ const (
 	busyPause = time.Millisecond
 )
 
-// outputReader reads a pipe, waiting between reads from one that is busy.
+// outputReader reads a pipe, waiting between reads from one that is busy. It knows when all that the
+// command itself has written was handed over, however slow the client: then the command may be said to
+// have ended, even if a child holds the pipe open.
 type outputReader struct {
 	outputEnd
 	busy  int // reads in a row of busyBytes or more
 	grown bool
 	last  int // bytes
+
+	mu       sync.Mutex
+	taken    int64 // bytes out of the pipe
+	handed   int64 // bytes handed over
+	wanted   int64 // bytes the command has written; until it has ended, more than any can
+	complete chan struct{}
+	once     sync.Once
+}
+
+func newOutputReader(end outputEnd) *outputReader {
+	return &outputReader{
+		outputEnd: end,
+		grown:     end.from == terminal, // which has no size to set
+		wanted:    math.MaxInt64,
+		complete:  make(chan struct{}),
+	}
 }
 
 func (o *outputReader) read(buffer []byte) (int, error) {
 	if o.busy >= busyReads && o.last < defaultPipeSize {
 		time.Sleep(busyPause)
 	}
-	n, err := o.file.Read(buffer)
+	n, err := o.take(buffer)
 	o.note(n)
 	return n, err
+}
+
+// take is a read that commandEnded sees either all of or nothing.
+func (o *outputReader) take(buffer []byte) (n int, err error) {
+	raw, err := o.file.SyscallConn()
+	if err != nil {
+		return 0, err
+	}
+	var readErr error
+	err = raw.Read(func(fd uintptr) bool {
+		o.mu.Lock()
+		defer o.mu.Unlock()
+		n, readErr = syscall.Read(int(fd), buffer)
+		n = max(n, 0)
+		o.taken += int64(n)
+		return readErr != syscall.EAGAIN
+	})
+	switch {
+	case err != nil || readErr == syscall.EINTR:
+		return n, err
+	case readErr == nil && n == 0:
+		return 0, io.EOF
+	}
+	return n, readErr
+}
+
+// commandEnded returns a channel that is closed once what was in the pipe, when it was called, is handed over.
+func (o *outputReader) commandEnded() <-chan struct{} {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.wanted = o.taken + int64(o.unread())
+	o.check()
+	return o.complete
+}
+
+// unread is how much is in the pipe: nothing if it was read to its end, and so closed.
+func (o *outputReader) unread() (bytes int) {
+	raw, err := o.file.SyscallConn()
+	if err != nil {
+		return 0
+	}
+	raw.Control(func(fd uintptr) {
+		bytes, _ = unix.IoctlGetInt(int(fd), unix.TIOCINQ)
+	})
+	return bytes
+}
+
+func (o *outputReader) handedOver(n int) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.handed += int64(n)
+	o.check()
+}
+
+// check is called with the lock held.
+func (o *outputReader) check() {
+	if o.handed >= o.wanted {
+		o.caughtUp()
+	}
+}
+
+func (o *outputReader) caughtUp() {
+	o.once.Do(func() { close(o.complete) })
 }
 
 func (o *outputReader) note(n int) {
