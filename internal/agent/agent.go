@@ -54,6 +54,8 @@ type Config struct {
 	ReapOrphans bool
 	// PowerOff ends the guest. Default: PowerOff calls are answered with unimplemented.
 	PowerOff func(ctx context.Context, reboot bool) error
+	// Configured is called after each Configure. Optional.
+	Configured func()
 	// Kernel does what Host calls ask of the kernel. Default: the real one.
 	Kernel Kernel
 }
@@ -81,6 +83,9 @@ func (c *Config) setDefaults() {
 		c.KeepBytes = defaultKeepBytes
 	}
 	c.KeepBytes = max(c.KeepBytes, 1<<20)
+	if c.Configured == nil {
+		c.Configured = func() {}
+	}
 	if c.Kernel == nil {
 		c.Kernel = linux{}
 	}

@@ -62,6 +62,7 @@ func (s *hostService) Configure(_ context.Context, request *connect.Request[gues
 		report.Microseconds = time.Since(begun).Microseconds()
 		response.Steps = append(response.Steps, report)
 	}
+	s.agent.config.Configured()
 	return connect.NewResponse(response), nil
 }
 

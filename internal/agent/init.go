@@ -17,10 +17,6 @@ import (
 	"github.com/vmsan/vmsan/internal/link"
 )
 
-// serveArg is how the agent calls itself when the image's own init has
-// taken its place as PID 1.
-const serveArg = "serve"
-
 // publicAddress is the guest's own way to the guest API (guest-api.md of the
 // E2B contract: port 49983, loopback only).
 const publicAddress = "127.0.0.1:49983"
@@ -47,19 +43,28 @@ func Main(args []string) int {
 
 // runInit is PID 1. It must not return or exit: the kernel would panic.
 func runInit(log *slog.Logger) {
+	m := &machine{}
 	defer func() {
 		if r := recover(); r != nil {
 			log.Error("agent panicked", "panic", r)
 		}
-		powerOff()
+		m.powerOff()
 	}()
-	if err := bringUp(log); err != nil {
+	if err := m.bringUp(log); err != nil {
 		log.Error("bring up guest", "error", err)
 	}
 }
 
+// machine is the guest of an agent that is its PID 1.
+type machine struct {
+	// disk names the sandbox's own disk: a descriptor, because its mount is
+	// out of sight. "" until there is one.
+	disk string
+}
+
 // bringUp makes the root file system and serves the guest link.
-func bringUp(log *slog.Logger) error {
+func (m *machine) bringUp(log *slog.Logger) error {
+	signals := takeSignals()
 	if err := mountAll(earlyMounts); err != nil {
 		return err
 	}
@@ -79,41 +84,27 @@ func bringUp(log *slog.Logger) error {
 		return err
 	}
 	if hasWord(probeWord) {
-		return serve(control, data, Config{Logger: log, ReapOrphans: true, PowerOff: resetMachine})
+		return m.serve(control, data, signals, log)
 	}
-	if err := enterRoot(events); err != nil {
+	disk, err := enterRoot(events)
+	if err != nil {
 		return failed(control, err)
 	}
 	events.close()
+	m.disk = descriptorPath(disk)
 	if path := imageInit(); path != "" {
-		return failed(control, execInit(path, control, data))
+		return failed(control, becomeInit(path, control, data, disk))
 	}
-	return serve(control, data, Config{Logger: log, ReapOrphans: true, PowerOff: resetMachine})
+	return m.serve(control, data, signals, log)
 }
 
-// serveBeside is the agent that execInit left behind.
-func serveBeside(log *slog.Logger) error {
-	control, err := inheritPort(3)
-	if err != nil {
-		return err
-	}
-	data, err := inheritPort(4)
-	if err != nil {
-		return err
-	}
-	return serve(control, data, Config{Logger: log, PowerOff: askInit})
+func (m *machine) serve(control, data *os.File, signals <-chan os.Signal, log *slog.Logger) error {
+	go m.obey(signals)
+	return serve(control, data, Config{Logger: log, ReapOrphans: true, PowerOff: m.end, DiskMount: m.disk})
 }
 
-// inheritPort takes over a file that the parent opened. It shares the file
-// description, so it has to be told again not to block: only then does the
-// runtime wait for it in its poller.
-func inheritPort(fd int) (*os.File, error) {
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, fmt.Errorf("take over guest link: %w", err)
-	}
-	unix.CloseOnExec(fd)
-	return os.NewFile(uintptr(fd), link.DataPort), nil
-}
+// descriptorPath names what a descriptor of this process is open on.
+func descriptorPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
 // failed tells the host why there will be no guest.
 func failed(control io.Writer, reason error) error {
@@ -125,22 +116,24 @@ func failed(control io.Writer, reason error) error {
 	return reason
 }
 
-func enterRoot(events uevents) error {
-	for _, disk := range []string{"/dev/vda", "/dev/vdb"} {
-		if err := waitForFile(events, "block", disk); err != nil {
-			return err
+// enterRoot returns a descriptor of the sandbox's disk, which is out of sight
+// in the new root.
+func enterRoot(events uevents) (disk int, err error) {
+	for _, path := range []string{"/dev/vda", "/dev/vdb"} {
+		if err := waitForFile(events, "block", path); err != nil {
+			return 0, err
 		}
 	}
-	if err := mountRoot(); err != nil {
-		return err
+	if disk, err = mountRoot(); err != nil {
+		return 0, err
 	}
 	if err := mountAll(lateMounts); err != nil {
-		return err
+		return 0, err
 	}
 	if err := linkDevices(); err != nil {
-		return err
+		return 0, err
 	}
-	return loopbackUp()
+	return disk, loopbackUp()
 }
 
 // linkDevices makes the links that programs expect in /dev and that udev
@@ -200,23 +193,6 @@ func imageInit() string {
 		}
 	}
 	return ""
-}
-
-// execInit makes the image's init PID 1 and leaves the agent running beside
-// it, with the ports.
-func execInit(path string, control, data *os.File) error {
-	if _, err := os.Stat(path); err != nil {
-		return fmt.Errorf("find the image's init: %w", err)
-	}
-	_, err := os.StartProcess("/proc/self/exe", []string{"vmsan-agent", serveArg}, &os.ProcAttr{
-		Files: []*os.File{nil, os.Stdout, os.Stderr, control, data},
-		Sys:   &unix.SysProcAttr{Setsid: true},
-	})
-	if err != nil {
-		return fmt.Errorf("start agent beside the image's init: %w", err)
-	}
-	env := []string{"PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin", "container=vmsan", "TERM=linux"}
-	return fmt.Errorf("run %s: %w", path, unix.Exec(path, []string{path}, env))
 }
 
 // serve answers the host on the guest link and the guest on its loopback

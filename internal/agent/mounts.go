@@ -70,25 +70,29 @@ func mountAll(mounts []mount) error {
 	return nil
 }
 
-// mountRoot mounts image and overlay and makes them the root directory. The
-// initramfs stays mounted below, out of reach, so what is no longer needed
-// of it is deleted to give its memory back.
-func mountRoot() error {
+// mountRoot mounts image and overlay and makes them the root directory. It
+// returns a descriptor of the overlay's disk. The initramfs stays mounted
+// below, out of reach, so what is no longer needed of it is deleted to give
+// its memory back.
+func mountRoot() (disk int, err error) {
 	if err := mountAll(rootMounts[:2]); err != nil {
-		return err
+		return 0, err
 	}
 	for _, dir := range []string{"upper", "work"} {
 		if err := os.MkdirAll(filepath.Join(overlayMount, dir), 0o755); err != nil {
-			return err
+			return 0, err
 		}
 	}
+	if disk, err = unix.Open(overlayMount, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0); err != nil {
+		return 0, fmt.Errorf("open %s: %w", overlayMount, err)
+	}
 	if err := mountAll(rootMounts[2:]); err != nil {
-		return err
+		return 0, err
 	}
 	if err := os.RemoveAll(modulesDir); err != nil {
-		return err
+		return 0, err
 	}
-	return switchRoot(rootMount)
+	return disk, switchRoot(rootMount)
 }
 
 // switchRoot makes dir the root. pivot_root(2) cannot move the initramfs

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"os/signal"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -12,14 +13,44 @@ import (
 // endGrace is how long processes have between SIGTERM and SIGKILL.
 const endGrace = 5 * time.Second
 
-// resetMachine begins the end of a guest whose PID 1 is the agent. There is no ACPI
-// to power off with, and the VMM was told not to reboot: both ways are one.
-func resetMachine(context.Context, bool) error {
+// end begins the end of the guest and returns. There is no ACPI to power off
+// with, and the VMM was told not to reboot: both ways are one.
+func (m *machine) end(context.Context, bool) error {
 	go func() {
 		endProcesses(endGrace)
-		powerOff()
+		m.powerOff()
 	}()
 	return nil
+}
+
+// takeSignals keeps signals from ending PID 1: by default the Go runtime
+// exits on most of them, and a kernel whose PID 1 exits panics. What is
+// caught, unlike what is ignored, is as usual again after an exec.
+func takeSignals() <-chan os.Signal {
+	var all []os.Signal
+	for number := unix.Signal(1); number <= lastSignal; number++ {
+		switch number {
+		case unix.SIGKILL, unix.SIGSTOP: // cannot be caught
+		case unix.SIGCHLD, unix.SIGURG: // of the reaper, and of the runtime
+		default:
+			all = append(all, number)
+		}
+	}
+	signals := make(chan os.Signal, 1)
+	signal.Notify(signals, all...)
+	return signals
+}
+
+// obey ends the guest in order on the signals by which other programs ask an
+// init to: those of sysvinit, busybox and ctrl-alt-del.
+func (m *machine) obey(signals <-chan os.Signal) {
+	for s := range signals {
+		switch s {
+		case unix.SIGTERM, unix.SIGINT, unix.SIGPWR, unix.SIGUSR1, unix.SIGUSR2:
+			endProcesses(endGrace)
+			m.powerOff()
+		}
+	}
 }
 
 // askInit asks the image's own init, as the kernel does at ctrl-alt-del:
@@ -62,11 +93,14 @@ func anyProcess() bool {
 	return false
 }
 
-// powerOff writes everything to the disks and resets the machine, which ends
-// the VMM: it was told not to reboot. There is no ACPI to power off with.
-func powerOff() {
+// powerOff writes everything to the disks, closes the sandbox's own so that
+// it has no journal to replay, and resets the machine, which ends the VMM.
+func (m *machine) powerOff() {
 	unix.Sync()
-	unix.Mount("", "/", "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	for _, path := range []string{"/", m.disk} {
+		// A disk that is in use in a way that forbids it is synced all the same.
+		_ = unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
+	}
 	unix.Sync()
 	for {
 		unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)

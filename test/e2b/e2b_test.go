@@ -7,14 +7,12 @@ import (
 	"net"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
 	"time"
 
 	"github.com/vmsan/vmsan/internal/guest"
-	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/testenv"
 )
 
@@ -25,13 +23,12 @@ const address = "127.0.0.1:49983"
 const limit = 8 * time.Minute
 
 func TestSDK(t *testing.T) {
-	testenv.RequireRoot(t)
-	layout := testenv.RequireVM(t)
+	vmsan := testenv.RequireVmsan(t)
 	if _, err := os.Stat("node_modules/e2b/package.json"); err != nil {
 		t.Fatalf("the npm package e2b is not installed; run: make deps (%v)", err)
 	}
-	id := createSandbox(t, layout)
-	forward(t, layout.GuestSocket(id))
+	id := vmsan.Create(t)
+	forward(t, vmsan.Layout.GuestSocket(id))
 
 	ctx, cancel := context.WithTimeout(t.Context(), limit)
 	defer cancel()
@@ -49,29 +46,6 @@ func TestSDK(t *testing.T) {
 func summary(tap string) string {
 	lines := strings.Split(strings.TrimSpace(tap), "\n")
 	return strings.Join(lines[max(len(lines)-8, 0):], "\n")
-}
-
-// createSandbox makes a sandbox as a user would and removes it at the end.
-func createSandbox(t *testing.T, layout store.Layout) string {
-	t.Helper()
-	binary, err := filepath.Abs("../../bin/vmsan")
-	if err != nil {
-		t.Fatal(err)
-	}
-	vmsan := func(ctx context.Context, args ...string) string {
-		command := exec.CommandContext(ctx, binary, args...)
-		command.Env = append(os.Environ(), "VMSAN_DIR="+layout.Dir)
-		var stderr strings.Builder
-		command.Stderr = &stderr
-		out, err := command.Output()
-		if err != nil {
-			t.Fatalf("vmsan %s: %v: %s", strings.Join(args, " "), err, stderr.String())
-		}
-		return strings.TrimSpace(string(out))
-	}
-	id := vmsan(t.Context(), "create", "--no-setup", "--memory", "256m")
-	t.Cleanup(func() { vmsan(context.Background(), "rm", "-f", id) })
-	return id
 }
 
 // forward joins each connection to the package's address with a stream of

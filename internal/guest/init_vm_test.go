@@ -1,0 +1,95 @@
+package guest_test
+
+import (
+	"context"
+	"strings"
+	"testing"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/image"
+	"github.com/vmsan/vmsan/internal/testenv"
+)
+
+// systemdImage is an image whose init is systemd. One that the state
+// directory has already spares the half minute of building it.
+func systemdImage(t *testing.T, vmsan testenv.Vmsan) string {
+	t.Helper()
+	const name = "systemd-test"
+	images := image.Store{Layout: vmsan.Layout}
+	if _, err := images.Resolve(name); err == nil {
+		return name
+	}
+	_, err := images.BuildDebian(t.Context(), image.DebianOptions{
+		Name: name, Include: []string{"dbus", "procps", "systemd", "systemd-sysv"},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return name
+}
+
+func TestSystemd(t *testing.T) {
+	vmsan := testenv.RequireVmsan(t)
+	id := vmsan.Create(t, "--init", "--image", systemdImage(t, vmsan), "--name", "with-systemd", "--memory", "320m")
+
+	// The agent answers while systemd is still at it: its bus comes late.
+	vmsan.Exec(t, id, "sh", "-c", "until [ -S /run/systemd/private ]; do sleep 0.1; done")
+	if got := vmsan.Exec(t, id, "systemctl", "is-system-running", "--wait"); got != "running" {
+		t.Errorf("systemd is %s: %s", got, vmsan.Exec(t, id, "systemctl", "--failed", "--no-pager"))
+	}
+	for _, c := range []struct{ what, script, want string }{
+		{"PID 1", "cat /proc/1/comm", "systemd"},
+		{"the target", "systemctl is-active multi-user.target", "active"},
+		{"jobs", "systemctl list-jobs --no-legend", "No jobs running."},
+		{"the hostname", "hostnamectl hostname", "with-systemd"},
+		{"the machine id", `[ "$(ls /var/log/journal)" = "$(cat /etc/machine-id)" ] && echo same`, "same"},
+		{"the cgroup of a command", "cut -d/ -f2 /proc/self/cgroup", "vmsan"},
+		{"systemd's opinion of where it is", "systemd-detect-virt --container", "none"},
+		{"a service", "systemd-run --wait --pipe --quiet echo from a unit", "from a unit"},
+		{"a session of its own", "ps -o sid= -p $$ | tr -d ' ' | grep -x $$ >/dev/null && echo own", "own"},
+	} {
+		if got := vmsan.Exec(t, id, "sh", "-c", c.script+" || true"); got != c.want {
+			t.Errorf("%s: got %q, want %q", c.what, got, c.want)
+		}
+	}
+	// systemd restarts itself and stays the agent's PID 1.
+	vmsan.Exec(t, id, "systemctl", "daemon-reexec")
+	vmsan.Exec(t, id, "systemctl", "is-active", "multi-user.target")
+}
+
+// A stop lets systemd end its services and close the disks.
+func TestSystemdStops(t *testing.T) {
+	vmsan := testenv.RequireVmsan(t)
+	id := vmsan.Create(t, "--init", "--image", systemdImage(t, vmsan), "--memory", "320m")
+	vmsan.Exec(t, id, "sh", "-c", "until [ -S /run/systemd/private ]; do sleep 0.1; done; systemctl is-system-running --wait")
+	vmsan.Exec(t, id, "systemd-run", "--unit=witness", "--property=ExecStop=/bin/sh -c 'echo in order >/witness'",
+		"sleep", "infinity")
+	vmsan.Run(t, "stop", "--timeout", "2m", id)
+	if console := vmsan.Run(t, "logs", id); !strings.Contains(console, "reboot: Restarting system") {
+		t.Errorf("the guest did not end by itself; its console says:\n%s", console)
+	}
+	vmsan.Run(t, "start", id)
+	if got := vmsan.Exec(t, id, "cat", "/witness"); got != "in order" {
+		t.Errorf("the service's last words are %q", got)
+	}
+	vmsan.Exec(t, id, "sh", "-c", "until [ -S /run/systemd/private ]; do sleep 0.1; done; systemctl is-system-running --wait")
+}
+
+// An image without an init cannot have one as PID 1, and says so.
+func TestInitThatIsNotThere(t *testing.T) {
+	vmsan := testenv.RequireVmsan(t)
+	for name, want := range map[string]string{
+		image.DefaultName: "/sbin/init: no such file or directory",
+		textInit(t, vmsan): "/sbin/init: exec format error",
+	} {
+		stdout, stderr, err := vmsan.Try("create", "--no-setup", "--init", "--image", name)
+		if err == nil {
+			vmsan.Run(t, "rm", "-f", stdout)
+			t.Errorf("%s came up with --init", name)
+			continue
+		}
+		if !strings.Contains(stderr, want) {
+			t.Errorf("%s: got %q, want it to say %q", name, stderr, want)
+		}
+	}
+}

@@ -1,0 +1,95 @@
+package testenv
+
+import (
+	"context"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// commandLimit is for one run of the binary: longer than the slowest boot on
+// a busy host, and than whatever a test lets a guest do in one command.
+const commandLimit = 5 * time.Minute
+
+// Vmsan is the built binary on a state directory of a test's own.
+type Vmsan struct {
+	Layout store.Layout
+	binary string
+}
+
+// RequireVmsan is RequireRoot and RequireVM for tests that use the binary
+// that `make build` made.
+func RequireVmsan(t testing.TB) Vmsan {
+	t.Helper()
+	RequireRoot(t)
+	layout := RequireVM(t)
+	binary := filepath.Join(moduleRoot(t), "bin", "vmsan")
+	if _, err := os.Stat(binary); err != nil {
+		t.Fatalf("the binary under test is missing; run: make build (%v)", err)
+	}
+	return Vmsan{Layout: layout, binary: binary}
+}
+
+// moduleRoot is the nearest directory above the test with a go.mod.
+func moduleRoot(t testing.TB) string {
+	t.Helper()
+	dir, err := os.Getwd()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for ; dir != "/"; dir = filepath.Dir(dir) {
+		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+			return dir
+		}
+	}
+	t.Fatal("no go.mod above the test")
+	return ""
+}
+
+// Try runs the binary.
+func (v Vmsan) Try(args ...string) (stdout, stderr string, err error) {
+	ctx, cancel := context.WithTimeout(context.Background(), commandLimit)
+	defer cancel()
+	command := exec.CommandContext(ctx, v.binary, args...)
+	command.Env = append(os.Environ(), "VMSAN_DIR="+v.Layout.Dir)
+	var out, errors strings.Builder
+	command.Stdout, command.Stderr = &out, &errors
+	err = command.Run()
+	return strings.TrimSpace(out.String()), errors.String(), err
+}
+
+// Run runs the binary, which must succeed, and returns what it prints.
+func (v Vmsan) Run(t testing.TB, args ...string) string {
+	t.Helper()
+	stdout, stderr, err := v.Try(args...)
+	if err != nil {
+		t.Fatalf("vmsan %s: %v: %s%s", strings.Join(args, " "), err, stdout, stderr)
+	}
+	return stdout
+}
+
+// Create makes a sandbox and returns its id. It is removed at the end.
+func (v Vmsan) Create(t testing.TB, flags ...string) string {
+	t.Helper()
+	id := v.Run(t, append([]string{"create", "--no-setup", "--quiet"}, flags...)...)
+	t.Cleanup(func() {
+		if t.Failed() {
+			console, _, _ := v.Try("logs", id)
+			t.Logf("the console of %s:\n%s", id, console)
+		}
+		v.Run(t, "rm", "-f", id)
+	})
+	return id
+}
+
+// Exec runs a command in a sandbox, which must succeed, and returns its
+// output.
+func (v Vmsan) Exec(t testing.TB, id string, args ...string) string {
+	t.Helper()
+	return v.Run(t, append([]string{"exec", "--no-stdin", id}, args...)...)
+}
