@@ -8,7 +8,9 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -19,8 +21,14 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// root is where every system mounts its cgroups (cgroups(7)).
-const root = "/sys/fs/cgroup"
+// host is where a host has its cgroups, and of which version.
+type host struct {
+	root    string // where they are mounted
+	unified bool   // v2 alone
+}
+
+// here is this host: every system mounts its cgroups there (cgroups(7)).
+func here() host { return host{"/sys/fs/cgroup", cgroups.Mode() == cgroups.Unified} }
 
 // controllers are those that Limits needs.
 var controllers = []cgroup1.Name{cgroup1.Cpu, cgroup1.Memory, cgroup1.Pids}
@@ -49,26 +57,53 @@ func (l Limits) resources() *specs.LinuxResources {
 // Group is a cgroup that exists.
 type Group struct {
 	name string
-	v1   cgroup1.Cgroup
+	host host
 }
 
-// unified tells whether the host has cgroup v2 alone.
-func unified() bool { return cgroups.Mode() == cgroups.Unified }
+// Name is the group's name.
+func (g *Group) Name() string { return g.name }
 
-// Create makes the group name, a single path element, with limits.
-func Create(name string, limits Limits) (*Group, error) {
-	if unified() {
-		_, err := cgroup2.NewManager(root, "/"+name, cgroup2.ToResources(limits.resources()))
-		if err != nil {
-			return nil, fmt.Errorf("create cgroup %s: %w", name, err)
-		}
-		return &Group{name: name}, nil
+// Create makes the group name, a single path element, with limits. On error
+// nothing is left behind.
+func Create(name string, limits Limits) (*Group, error) { return here().create(name, limits) }
+
+func (h host) create(name string, limits Limits) (*Group, error) {
+	err := checkName(name)
+	if err == nil {
+		err = h.make(name, limits)
 	}
-	v1, err := cgroup1.New(cgroup1.StaticPath("/"+name), limits.resources(), cgroup1.WithHierarchy(hierarchy))
 	if err != nil {
-		return nil, fmt.Errorf("create cgroup %s: %w", name, err)
+		return nil, errors.Join(fmt.Errorf("create cgroup %s: %w", name, err), h.remove(name))
 	}
-	return &Group{name: name, v1: v1}, nil
+	return &Group{name: name, host: h}, nil
+}
+
+func (h host) make(name string, limits Limits) error {
+	if h.unified {
+		if err := h.checkUnified(); err != nil {
+			return err
+		}
+		_, err := cgroup2.NewManager(h.root, "/"+name, cgroup2.ToResources(limits.resources()))
+		return err
+	}
+	_, err := cgroup1.New(cgroup1.StaticPath("/"+name), limits.resources(), cgroup1.WithHierarchy(hierarchy))
+	return err
+}
+
+// checkUnified finds out why limits could not be set, before the kernel says
+// no more than "no such file".
+func (h host) checkUnified() error {
+	list, err := os.ReadFile(filepath.Join(h.root, "cgroup.controllers"))
+	if err != nil {
+		return err
+	}
+	have := strings.Fields(string(list))
+	for _, c := range controllers {
+		if !slices.Contains(have, string(c)) {
+			return missing(c)
+		}
+	}
+	return nil
 }
 
 // hierarchy is the v1 controllers we need, all of which must be there.
@@ -77,54 +112,107 @@ func hierarchy() ([]cgroup1.Subsystem, error) {
 	if err != nil {
 		return nil, err
 	}
-	ours := slices.DeleteFunc(all, func(s cgroup1.Subsystem) bool { return !slices.Contains(controllers, s.Name()) })
-	if len(ours) != len(controllers) {
-		return nil, fmt.Errorf("the host lacks one of the cgroup controllers %v", controllers)
+	var ours []cgroup1.Subsystem
+	for _, c := range controllers {
+		at := slices.IndexFunc(all, func(s cgroup1.Subsystem) bool { return s.Name() == c })
+		if at < 0 {
+			return nil, missing(c)
+		}
+		ours = append(ours, all[at])
 	}
 	return ours, nil
 }
 
-// Name is the group's name.
-func (g *Group) Name() string { return g.name }
+func missing(c cgroup1.Name) error { return fmt.Errorf("the host has no cgroup controller %q", c) }
 
-// Enter prepares the calling OS thread, which must be locked, to start a
-// child that is born in the group. On v2 the returned directory is for
-// clone3(2) with CLONE_INTO_CGROUP; on v1 it is nil, and the thread itself
-// is in the group until leave is called. leave is never nil.
-func (g *Group) Enter() (dir *os.File, leave func() error, err error) {
-	if g.v1 == nil {
-		dir, err := os.Open(filepath.Join(root, g.name))
-		return dir, dir.Close, err
+// validName is a single path element that cannot be mistaken for another
+// directory of the host's.
+var validName = regexp.MustCompile(`^[a-zA-Z0-9][a-zA-Z0-9_-]*$`)
+
+func checkName(name string) error {
+	if !validName.MatchString(name) {
+		return fmt.Errorf("not the name of a cgroup: %.80q", name)
 	}
-	home, err := cgroup1.ParseCgroupFile("/proc/thread-self/cgroup")
-	if err != nil {
-		return nil, nil, fmt.Errorf("read own cgroup: %w", err)
-	}
-	leave = func() error { return joinThread(home) }
-	if err := g.v1.AddTask(cgroup1.Process{Pid: unix.Gettid()}); err != nil {
-		return nil, nil, errors.Join(fmt.Errorf("join cgroup %s: %w", g.name, err), leave())
-	}
-	return nil, leave, nil
+	return nil
 }
 
-// joinThread puts the calling thread into the v1 groups that home names by
-// controller.
-func joinThread(home map[string]string) error {
-	tid := fmt.Appendf(nil, "%d", unix.Gettid())
+// Entry is a way into a group for a child of the calling OS thread.
+type Entry struct {
+	// Directory is the group's, for clone3(2) with CLONE_INTO_CGROUP; nil on
+	// v1, where the thread itself is in the group until Leave.
+	Directory *os.File
+	home      []*os.File
+}
+
+// Enter prepares the calling OS thread, which must be locked, to start a
+// child that is born in the group. Leave must be called on the same thread,
+// also if that has changed its root meanwhile.
+func (g *Group) Enter() (*Entry, error) {
+	if g.host.unified {
+		dir, err := os.Open(g.host.directories(g.name)[0])
+		return &Entry{Directory: dir}, err
+	}
+	e, err := openHome(g.host)
+	if err != nil {
+		return nil, err
+	}
+	for _, dir := range g.host.directories(g.name) {
+		if err := os.WriteFile(filepath.Join(dir, "tasks"), thisThread(), 0); err != nil {
+			return nil, errors.Join(fmt.Errorf("join cgroup %s: %w", g.name, err), e.Leave())
+		}
+	}
+	return e, nil
+}
+
+// openHome opens the way back into the thread's own groups.
+func openHome(h host) (*Entry, error) {
+	paths, err := cgroup1.ParseCgroupFile("/proc/thread-self/cgroup")
+	if err != nil {
+		return nil, fmt.Errorf("read own cgroup: %w", err)
+	}
+	e := &Entry{}
 	for _, c := range controllers {
-		tasks := filepath.Join(root, string(c), home[string(c)], "tasks")
-		if err := os.WriteFile(tasks, tid, 0); err != nil {
+		file, err := os.OpenFile(filepath.Join(h.root, string(c), paths[string(c)], "tasks"), os.O_WRONLY, 0)
+		if err != nil {
+			e.close()
+			return nil, fmt.Errorf("open own cgroup: %w", err)
+		}
+		e.home = append(e.home, file)
+	}
+	return e, nil
+}
+
+func thisThread() []byte { return strconv.AppendInt(nil, int64(unix.Gettid()), 10) }
+
+// Leave takes the thread back to the groups it came from.
+func (e *Entry) Leave() error {
+	defer e.close()
+	for _, file := range e.home {
+		if _, err := file.Write(thisThread()); err != nil {
 			return fmt.Errorf("return to own cgroup: %w", err)
 		}
 	}
 	return nil
 }
 
+func (e *Entry) close() {
+	for _, file := range append(e.home, e.Directory) {
+		if file != nil {
+			file.Close()
+		}
+	}
+}
+
 // Remove kills whatever is left in the group name and removes it. A group
 // that does not exist is no error.
-func Remove(name string) error {
-	for _, dir := range directories(name) {
-		if err := remove(dir); err != nil {
+func Remove(name string) error { return here().remove(name) }
+
+func (h host) remove(name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	for _, dir := range h.directories(name) {
+		if err := removeDirectory(dir); err != nil {
 			return fmt.Errorf("remove cgroup %s: %w", name, err)
 		}
 	}
@@ -132,27 +220,31 @@ func Remove(name string) error {
 }
 
 // Exists tells whether any part of the group name is there.
-func Exists(name string) bool { return len(directories(name)) > 0 }
-
-// directories lists the group's directory in each hierarchy that has it.
-// Controllers that share a hierarchy are links to the same directory.
-func directories(name string) []string {
-	candidates := []string{filepath.Join(root, name)}
-	if !unified() {
-		candidates = nil
-		for _, c := range controllers {
-			candidates = append(candidates, filepath.Join(root, string(c), name))
-		}
-	}
-	return slices.DeleteFunc(candidates, func(dir string) bool {
-		_, err := os.Stat(dir)
-		return err != nil
-	})
+func Exists(name string) bool {
+	return checkName(name) == nil && slices.ContainsFunc(here().directories(name), isDirectory)
 }
 
-// remove deletes one directory. The kernel says busy until the last task has
-// gone through its exit, shortly after it was killed.
-func remove(dir string) error {
+func isDirectory(path string) bool {
+	info, err := os.Stat(path)
+	return err == nil && info.IsDir()
+}
+
+// directories lists where the group is in each hierarchy, whether it exists
+// or not. Controllers that share a hierarchy are links to the same directory.
+func (h host) directories(name string) []string {
+	if h.unified {
+		return []string{filepath.Join(h.root, name)}
+	}
+	var list []string
+	for _, c := range controllers {
+		list = append(list, filepath.Join(h.root, string(c), name))
+	}
+	return list
+}
+
+// removeDirectory deletes one directory. The kernel says busy until the last
+// task has gone through its exit, shortly after it was killed.
+func removeDirectory(dir string) error {
 	for wait := time.Millisecond; ; wait *= 2 {
 		err := unix.Rmdir(dir)
 		if err == nil || errors.Is(err, unix.ENOENT) {
@@ -168,19 +260,52 @@ func remove(dir string) error {
 	}
 }
 
+// killAll kills the processes in the group at dir, except the caller, which
+// may have a thread there that is starting a child.
 func killAll(dir string) error {
 	list, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
 	if err != nil {
 		return err
 	}
-	for _, pid := range strings.Fields(string(list)) {
-		var n int
-		if _, err := fmt.Sscan(pid, &n); err != nil || n <= 1 {
+	for _, field := range strings.Fields(string(list)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil || pid <= 1 || pid == os.Getpid() {
 			continue
 		}
-		if err := unix.Kill(n, unix.SIGKILL); err != nil && !errors.Is(err, unix.ESRCH) {
-			return fmt.Errorf("kill process %d: %w", n, err)
+		if err := killMember(dir, pid); err != nil {
+			return fmt.Errorf("kill process %d: %w", pid, err)
 		}
 	}
 	return nil
+}
+
+// killMember kills pid if it is in the group at dir. It is looked up again
+// once it is held, because its number may have become somebody else's.
+func killMember(dir string, pid int) error {
+	fd, err := unix.PidfdOpen(pid, 0)
+	if errors.Is(err, unix.ESRCH) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	groups, err := os.ReadFile(fmt.Sprintf("/proc/%d/cgroup", pid))
+	if err != nil || !isMember(string(groups), filepath.Base(dir)) {
+		return nil
+	}
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); err != nil && !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return nil
+}
+
+// isMember tells whether a line of /proc/PID/cgroup ends in the group name.
+func isMember(groups, name string) bool {
+	for line := range strings.Lines(groups) {
+		if strings.HasSuffix(strings.TrimSpace(line), "/"+name) {
+			return true
+		}
+	}
+	return false
 }

@@ -140,7 +140,7 @@ func (p *Process) Exit() string {
 }
 
 // fork starts the child from the calling thread.
-func fork(spec Spec) (*os.Process, error) {
+func fork(spec Spec) (process *os.Process, err error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err
@@ -155,13 +155,15 @@ func fork(spec Spec) (*os.Process, error) {
 		attr.Sys.Credential = &syscall.Credential{Uid: spec.User.UID, Gid: spec.User.GID}
 	}
 	if spec.Cgroup != nil {
-		dir, leave, err := spec.Cgroup.Enter()
+		entry, err := spec.Cgroup.Enter()
 		if err != nil {
 			return nil, err
 		}
-		defer leave()
-		if dir != nil {
-			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(dir.Fd())
+		// A thread that stayed behind would be limited, and counted, with
+		// the child.
+		defer func() { process, err = afterLeaving(process, err, entry.Leave()) }()
+		if entry.Directory != nil {
+			attr.Sys.UseCgroupFD, attr.Sys.CgroupFD = true, int(entry.Directory.Fd())
 		}
 	}
 	if spec.Root != nil {
@@ -176,6 +178,18 @@ func fork(spec Spec) (*os.Process, error) {
 	return os.StartProcess(spec.Path, append([]string{spec.Path}, spec.Args...), attr)
 }
 
+// afterLeaving ends a child whose cgroup its parent could not leave.
+func afterLeaving(process *os.Process, err, leaveErr error) (*os.Process, error) {
+	if leaveErr == nil {
+		return process, err
+	}
+	if process != nil {
+		process.Kill()
+		process.Wait()
+	}
+	return nil, errors.Join(err, leaveErr)
+}
+
 func orNull(f, null *os.File) *os.File {
 	if f == nil {
 		return null
@@ -186,7 +200,8 @@ func orNull(f, null *os.File) *os.File {
 // dropPrivileges makes sure that the child cannot gain what it was not given:
 // no set-user-id program, and no capability beyond the bounding set, works
 // for it (prctl(2), capabilities(7)). The child loses what it still has when
-// its user changes from root.
+// its user changes from root, except what is inheritable, which is dropped
+// here.
 func dropPrivileges() error {
 	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
 		return fmt.Errorf("set no_new_privs: %w", err)
@@ -194,10 +209,35 @@ func dropPrivileges() error {
 	if os.Geteuid() != 0 {
 		return nil
 	}
-	for c := range uintptr(unix.CAP_LAST_CAP + 1) {
-		if err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) {
+	if err := dropBoundingSet(); err != nil {
+		return err
+	}
+	return dropInheritable()
+}
+
+// dropBoundingSet drops every capability the kernel knows, which may be more
+// than this program does.
+func dropBoundingSet() error {
+	for c := uintptr(0); ; c++ {
+		err := unix.Prctl(unix.PR_CAPBSET_DROP, c, 0, 0, 0)
+		if errors.Is(err, unix.EINVAL) {
+			return nil
+		}
+		if err != nil {
 			return fmt.Errorf("drop capability %d: %w", c, err)
 		}
+	}
+}
+
+func dropInheritable() error {
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var sets [2]unix.CapUserData
+	if err := unix.Capget(&header, &sets[0]); err != nil {
+		return fmt.Errorf("read capabilities: %w", err)
+	}
+	sets[0].Inheritable, sets[1].Inheritable = 0, 0
+	if err := unix.Capset(&header, &sets[0]); err != nil {
+		return fmt.Errorf("drop inheritable capabilities: %w", err)
 	}
 	return nil
 }
