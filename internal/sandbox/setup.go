@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strings"
 	"time"
 
 	"github.com/vmsan/vmsan/api"
@@ -115,16 +114,10 @@ func (s *Service) probe(ctx context.Context, driver vmm.Driver, accel string, k 
 		return err
 	}
 	defer os.RemoveAll(dir)
-	log, err := os.Create(filepath.Join(dir, "log"))
-	if err != nil {
-		return err
-	}
-	defer log.Close()
 	spec := vmm.Spec{
 		ID: "probe", VCPUs: 1, MemoryMiB: probeMemory, Accelerator: vmm.Accelerator(accel),
 		Kernel: kernel.VmlinuxPath(s.layout, k.Digest), Initramfs: kernel.InitramfsPath(s.layout, k.Digest),
 		Cmdline: []string{"vmsan.probe"},
-		Log:     log,
 	}
 	if os.Geteuid() == 0 {
 		root := filepath.Join(dir, "root")
@@ -133,10 +126,7 @@ func (s *Service) probe(ctx context.Context, driver vmm.Driver, accel string, k 
 		}
 		spec.Jail = vmm.Jail{User: &jail.User{UID: probeUID, GID: probeUID}, Root: root}
 	}
-	if err := bootOnce(ctx, driver, spec); err != nil {
-		return fmt.Errorf("%w%s", err, firstLine(log.Name()))
-	}
-	return nil
+	return bootOnce(ctx, driver, spec)
 }
 
 // bootOnce starts a machine, waits for its agent and ends it.
@@ -158,14 +148,4 @@ func bootOnce(ctx context.Context, driver vmm.Driver, spec vmm.Spec) error {
 	}
 	defer host.Close()
 	return guest.New(host.Dial).Health(ctx)
-}
-
-// firstLine is what a VMM said, ready to be put behind an error.
-func firstLine(path string) string {
-	raw, err := os.ReadFile(path)
-	if err != nil || len(raw) == 0 {
-		return ""
-	}
-	line, _, _ := strings.Cut(string(raw[:min(len(raw), 512)]), "\n")
-	return ": " + line
 }

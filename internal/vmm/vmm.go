@@ -39,7 +39,7 @@ type Spec struct {
 	Disks []Disk
 
 	Jail Jail
-	// Log takes what the VMM prints. The driver does not close it.
+	// Log takes what the VMM prints. The driver does not close it. Optional.
 	Log *os.File
 }
 
@@ -105,8 +105,8 @@ type VM interface {
 
 // Exit says how a VMM ended.
 type Exit struct {
-	// Reason is "guest shut down", or what the operating system said of the
-	// process: "signal: killed".
+	// Reason is a clause like "the guest shut down", or says what became of
+	// the process and what it had to say: "QEMU ended: exit status 1: ...".
 	Reason string
 	// Clean is true if the guest ended itself, or Stop was called.
 	Clean bool

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"runtime"
 	"sync/atomic"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -62,18 +63,18 @@ func (Driver) Start(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
 	if err != nil {
 		return nil, fmt.Errorf("find QEMU: %w", err)
 	}
-	vm, theirs, err := newMachine()
+	vm, theirs, err := newMachine(spec.Log)
 	if err != nil {
 		return nil, err
 	}
-	vm.process, err = launch(path, spec, theirs)
+	vm.process, err = launch(path, spec, theirs, vm.output.File())
 	theirs.close()
 	if err != nil {
-		vm.link.Close()
+		vm.close()
 		return nil, err
 	}
 	if err := vm.connect(ctx); err != nil {
-		return nil, errors.Join(err, vm.abandon())
+		return nil, vm.abandon(err)
 	}
 	go vm.wait()
 	return vm, nil
@@ -130,8 +131,8 @@ func cmdline(spec vmm.Spec) []string {
 	return append(words, spec.Cmdline...)
 }
 
-func launch(path string, spec vmm.Spec, e ends) (*jail.Process, error) {
-	jailed := jail.Spec{Path: path, Stdout: spec.Log, Stderr: spec.Log, Cgroup: spec.Jail.Cgroup, User: spec.Jail.User}
+func launch(path string, spec vmm.Spec, e ends, output *os.File) (*jail.Process, error) {
+	jailed := jail.Spec{Path: path, Stdout: output, Stderr: output, Cgroup: spec.Jail.Cgroup, User: spec.Jail.User}
 	if spec.Jail.User != nil {
 		jailed.Root = root(path, spec)
 		jailed.Namespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
@@ -193,15 +194,18 @@ type virtualMachine struct {
 	qmp     *os.File
 	monitor *monitor
 	link    vmm.Link
+	output  *vmm.Output
 
-	guestEnded atomic.Bool // QEMU said that the guest shut itself down
-	stopped    atomic.Bool // Stop was called
-	done       chan struct{}
+	guestEnd atomic.Pointer[string] // how the guest ended itself
+	stopped  atomic.Bool            // Stop was called
+	done     chan struct{}
 }
 
-func newMachine() (*virtualMachine, ends, error) {
-	vm := &virtualMachine{done: make(chan struct{})}
-	var theirs ends
+func newMachine(log *os.File) (vm *virtualMachine, theirs ends, err error) {
+	vm = &virtualMachine{done: make(chan struct{})}
+	if vm.output, err = vmm.NewOutput(log); err != nil {
+		return nil, ends{}, err
+	}
 	for _, s := range []struct {
 		name         string
 		ours, theirs **os.File
@@ -211,9 +215,8 @@ func newMachine() (*virtualMachine, ends, error) {
 		{"control", &vm.link.Control, &theirs.control},
 		{"data", &vm.link.Data, &theirs.data},
 	} {
-		var err error
 		if *s.ours, *s.theirs, err = vmm.SocketPair(s.name); err != nil {
-			vm.link.Close()
+			vm.close()
 			theirs.close()
 			return nil, ends{}, err
 		}
@@ -221,10 +224,22 @@ func newMachine() (*virtualMachine, ends, error) {
 	return vm, theirs, nil
 }
 
+// close closes vm's own ends of what it shares with QEMU, and reads out what
+// QEMU printed.
+func (vm *virtualMachine) close() {
+	if vm.qmp != nil {
+		vm.qmp.Close()
+	}
+	if vm.monitor != nil {
+		vm.monitor.drain()
+	}
+	vm.output.Close()
+	vm.link.Close()
+}
+
 // connect opens the monitor.
 func (vm *virtualMachine) connect(ctx context.Context) error {
 	conn, err := net.FileConn(vm.qmp)
-	vm.qmp.Close()
 	if err != nil {
 		return err
 	}
@@ -232,33 +247,49 @@ func (vm *virtualMachine) connect(ctx context.Context) error {
 	return vm.monitor.negotiate(ctx)
 }
 
+// guestEnds are the ways in which a guest ends itself, by QEMU's name for
+// them (ShutdownCause in its qapi/run-state.json).
+var guestEnds = map[string]string{
+	"guest-shutdown": "the guest shut down",
+	"guest-reset":    "the guest shut down or its kernel panicked",
+	"guest-panic":    "the guest's kernel panicked",
+}
+
 func (vm *virtualMachine) event(name string, data json.RawMessage) {
 	if name != "SHUTDOWN" {
 		return
 	}
-	var shutdown struct{ Guest bool }
-	if json.Unmarshal(data, &shutdown) == nil && shutdown.Guest {
-		vm.guestEnded.Store(true)
+	var shutdown struct{ Reason string }
+	if json.Unmarshal(data, &shutdown) != nil {
+		return
+	}
+	if end, ok := guestEnds[shutdown.Reason]; ok {
+		vm.guestEnd.Store(&end)
 	}
 }
 
-// abandon ends a QEMU that did not come up and says what became of it.
-func (vm *virtualMachine) abandon() error {
-	if err := vm.process.Kill(); err != nil {
-		return err
+// abandon ends a QEMU that did not come up, and says what became of it. If it
+// had ended by itself, that is the whole reason; else err is.
+func (vm *virtualMachine) abandon(err error) error {
+	if errors.Is(err, errMonitorClosed) {
+		// It is on its way out; what it says of itself is worth the wait.
+		select {
+		case <-vm.process.Done():
+		case <-time.After(drainTime):
+		}
 	}
+	killErr := vm.process.Kill()
 	<-vm.process.Done()
-	if vm.monitor != nil {
-		vm.monitor.close()
+	vm.close()
+	if errors.Is(err, errMonitorClosed) {
+		return errors.New(vm.exit())
 	}
-	vm.link.Close()
-	return fmt.Errorf("QEMU ended: %s", vm.process.Exit())
+	return errors.Join(err, killErr)
 }
 
 func (vm *virtualMachine) wait() {
 	<-vm.process.Done()
-	vm.monitor.close()
-	vm.link.Close()
+	vm.close()
 	close(vm.done)
 }
 
@@ -267,13 +298,22 @@ func (vm *virtualMachine) Link() vmm.Link        { return vm.link }
 func (vm *virtualMachine) Done() <-chan struct{} { return vm.done }
 
 func (vm *virtualMachine) Exit() vmm.Exit {
-	switch {
-	case vm.guestEnded.Load():
-		return vmm.Exit{Reason: "guest shut down", Clean: true}
-	case vm.stopped.Load():
+	if end := vm.guestEnd.Load(); end != nil {
+		return vmm.Exit{Reason: *end, Clean: true}
+	}
+	if vm.stopped.Load() {
 		return vmm.Exit{Reason: "stopped", Clean: true}
 	}
-	return vmm.Exit{Reason: "QEMU ended: " + vm.process.Exit()}
+	return vmm.Exit{Reason: vm.exit()}
+}
+
+// exit is how the process ended, and why by its own word.
+func (vm *virtualMachine) exit() string {
+	reason := "QEMU ended: " + vm.process.Exit()
+	if complaint := vm.output.Complaint(program()); complaint != "" {
+		reason += ": " + complaint
+	}
+	return reason
 }
 
 func (vm *virtualMachine) Pause(ctx context.Context) error {
@@ -287,6 +327,11 @@ func (vm *virtualMachine) Resume(ctx context.Context) error {
 // Stop asks QEMU to quit, which flushes its disks, and kills it if it does
 // not.
 func (vm *virtualMachine) Stop(ctx context.Context) error {
+	select {
+	case <-vm.done:
+		return nil
+	default:
+	}
 	vm.stopped.Store(true)
 	quitErr := vm.monitor.run(ctx, "quit", nil, nil)
 	if quitErr == nil || errors.Is(quitErr, errMonitorClosed) {

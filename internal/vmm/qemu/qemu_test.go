@@ -11,6 +11,8 @@ import (
 	"github.com/vmsan/vmsan/internal/vmm/vmmtest"
 )
 
+func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
+
 func TestConformance(t *testing.T) {
 	testenv.RequireRoot(t)
 	parts := testenv.RequireMachine(t)

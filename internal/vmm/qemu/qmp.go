@@ -7,7 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"sync"
+	"time"
 )
 
 // maxQMPLine bounds one message of a VMM that may have been taken over by
@@ -23,9 +23,9 @@ type monitor struct {
 	conn   net.Conn
 	events func(name string, data json.RawMessage)
 
-	commands sync.Mutex // held during a command
-	answers  chan answer
-	done     chan struct{}
+	turn    chan struct{} // holds the command that is under way
+	answers chan answer   // holds the answer to it
+	done    chan struct{} // closed when nothing more is read
 }
 
 // answer is any message from QEMU: exactly one of its fields is set.
@@ -47,13 +47,18 @@ func (e *commandError) Error() string { return e.Desc }
 // newMonitor takes over conn. events is called for each event, in order, and
 // must not run commands.
 func newMonitor(conn net.Conn, events func(string, json.RawMessage)) *monitor {
-	m := &monitor{conn: conn, events: events, answers: make(chan answer), done: make(chan struct{})}
+	m := &monitor{
+		conn: conn, events: events,
+		turn: make(chan struct{}, 1), answers: make(chan answer, 1), done: make(chan struct{}),
+	}
 	go m.read()
 	return m
 }
 
+// read reads until QEMU's end is closed, or says what QEMU does not.
 func (m *monitor) read() {
 	defer close(m.done)
+	defer m.conn.Close()
 	lines := bufio.NewScanner(m.conn)
 	lines.Buffer(make([]byte, 0, 4096), maxQMPLine)
 	for lines.Scan() {
@@ -65,7 +70,11 @@ func (m *monitor) read() {
 		case a.Event != "":
 			m.events(a.Event, a.Data)
 		case a.Return != nil || a.Error != nil:
-			m.answers <- a
+			select {
+			case m.answers <- a:
+			default:
+				return // nobody asked for two
+			}
 		}
 	}
 }
@@ -83,31 +92,49 @@ func (m *monitor) negotiate(ctx context.Context) error {
 // ctx ends first the monitor is closed: an answer that comes late would be
 // taken for the next command's.
 func (m *monitor) run(ctx context.Context, command string, arguments, result any) error {
-	m.commands.Lock()
-	defer m.commands.Unlock()
+	select {
+	case m.turn <- struct{}{}:
+		defer func() { <-m.turn }()
+	case <-m.done:
+		return fmt.Errorf("QEMU %s: %w", command, errMonitorClosed)
+	case <-ctx.Done():
+		return fmt.Errorf("QEMU %s: %w", command, context.Cause(ctx))
+	}
+	defer context.AfterFunc(ctx, func() { m.conn.Close() })()
+	a, err := m.ask(command, arguments)
+	if err != nil {
+		return fmt.Errorf("QEMU %s: %w", command, cause(ctx, err))
+	}
+	if result == nil {
+		return nil
+	}
+	if err := json.Unmarshal(a.Return, result); err != nil {
+		return fmt.Errorf("QEMU %s: %w", command, err)
+	}
+	return nil
+}
+
+func (m *monitor) ask(command string, arguments any) (answer, error) {
 	request, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
 	}{command, arguments})
 	if err != nil {
-		return err
+		return answer{}, err
 	}
-	defer context.AfterFunc(ctx, func() { m.conn.Close() })()
 	if _, err := m.conn.Write(append(request, '\n')); err != nil {
-		return fmt.Errorf("QEMU %s: %w", command, cause(ctx, err))
+		return answer{}, fmt.Errorf("%w: %w", errMonitorClosed, err)
 	}
+	var a answer
 	select {
-	case a := <-m.answers:
-		if a.Error != nil {
-			return fmt.Errorf("QEMU %s: %w", command, a.Error)
-		}
-		if result == nil {
-			return nil
-		}
-		return json.Unmarshal(a.Return, result)
+	case a = <-m.answers:
 	case <-m.done:
-		return fmt.Errorf("QEMU %s: %w", command, cause(ctx, errMonitorClosed))
+		return answer{}, errMonitorClosed
 	}
+	if a.Error != nil {
+		return a, a.Error
+	}
+	return a, nil
 }
 
 func cause(ctx context.Context, err error) error {
@@ -117,13 +144,12 @@ func cause(ctx context.Context, err error) error {
 	return err
 }
 
-func (m *monitor) close() {
-	m.conn.Close()
-	for {
-		select {
-		case <-m.answers:
-		case <-m.done:
-			return
-		}
-	}
+// drainTime is how long the events of a QEMU that has ended may take to be
+// read. Only something that it left running can keep its end open.
+const drainTime = time.Second
+
+// drain reads what a QEMU that has ended said last, and closes the monitor.
+func (m *monitor) drain() {
+	m.conn.SetReadDeadline(time.Now().Add(drainTime))
+	<-m.done
 }

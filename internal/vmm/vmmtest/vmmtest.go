@@ -3,9 +3,11 @@ package vmmtest
 
 import (
 	"context"
+	"errors"
 	"io"
 	"net"
 	"net/http"
+	"strings"
 	"sync"
 	"testing"
 	"time"
@@ -21,19 +23,37 @@ const limit = 2 * time.Minute
 func Run(t *testing.T, driver vmm.Driver, spec func(t *testing.T) vmm.Spec) {
 	s := suite{driver: driver, spec: spec}
 	t.Run("version", s.version)
-	t.Run("guest answers", s.guestAnswers)
-	t.Run("many streams", s.manyStreams)
-	t.Run("next host", s.nextHost)
-	t.Run("pause and resume", s.pauseAndResume)
+	t.Run("features", s.features)
+	t.Run("life", s.life)
 	t.Run("stop", s.stop)
-	t.Run("death", s.death)
+	t.Run("stop while paused", s.stopPaused)
 	t.Run("console", s.console)
 	t.Run("bad spec", s.badSpec)
+	t.Run("start cancelled", s.startCancelled)
 }
 
 type suite struct {
 	driver vmm.Driver
 	spec   func(t *testing.T) vmm.Spec
+}
+
+// life is one machine from its boot to its end; boots are what takes time.
+func (s suite) life(t *testing.T) {
+	ctx, vm := s.start(t)
+	for _, part := range []struct {
+		name string
+		test func(*testing.T, context.Context, vmm.VM)
+	}{
+		{"guest answers", guestAnswers},
+		{"many streams", manyStreams},
+		{"next host", nextHost},
+		{"pause and resume", pauseAndResume},
+		{"death", death},
+	} {
+		if !t.Run(part.name, func(t *testing.T) { part.test(t, ctx, vm) }) {
+			return
+		}
+	}
 }
 
 func (s suite) start(t *testing.T) (context.Context, vmm.VM) {
@@ -49,16 +69,23 @@ func (s suite) start(t *testing.T) (context.Context, vmm.VM) {
 			t.Errorf("stop: %v", err)
 		}
 	})
-	go drain(vm.Link())
+	drain(t, vm)
 	return ctx, vm
 }
 
 // drain takes what the guest prints, as a gate does.
-func drain(l vmm.Link) {
-	if conn, err := net.FileConn(l.Console); err == nil {
-		io.Copy(io.Discard, conn)
-		conn.Close()
+func drain(t *testing.T, vm vmm.VM) {
+	t.Helper()
+	conn, err := net.FileConn(vm.Link().Console)
+	if err != nil {
+		t.Fatal(err)
 	}
+	var reader sync.WaitGroup
+	reader.Go(func() { io.Copy(io.Discard, conn) })
+	t.Cleanup(func() {
+		conn.Close()
+		reader.Wait()
+	})
 }
 
 func dial(t *testing.T, ctx context.Context, vm vmm.VM) *link.Host {
@@ -95,8 +122,14 @@ func (s suite) version(t *testing.T) {
 	}
 }
 
-func (s suite) guestAnswers(t *testing.T) {
-	ctx, vm := s.start(t)
+func (s suite) features(t *testing.T) {
+	f := s.driver.Features()
+	if f.Name == "" || len(f.Accelerators) == 0 || f.MinMemoryMiB <= 0 {
+		t.Errorf("got features %+v", f)
+	}
+}
+
+func guestAnswers(t *testing.T, ctx context.Context, vm vmm.VM) {
 	if vm.PID() <= 1 {
 		t.Errorf("got PID %d", vm.PID())
 	}
@@ -105,8 +138,7 @@ func (s suite) guestAnswers(t *testing.T) {
 	}
 }
 
-func (s suite) manyStreams(t *testing.T) {
-	ctx, vm := s.start(t)
+func manyStreams(t *testing.T, ctx context.Context, vm vmm.VM) {
 	host := dial(t, ctx, vm)
 	var all sync.WaitGroup
 	for range 50 {
@@ -121,8 +153,7 @@ func (s suite) manyStreams(t *testing.T) {
 
 // nextHost dials again while a conversation is going on, as a gate does that
 // takes the place of one that died.
-func (s suite) nextHost(t *testing.T) {
-	ctx, vm := s.start(t)
+func nextHost(t *testing.T, ctx context.Context, vm vmm.VM) {
 	first := dial(t, ctx, vm)
 	stream, err := first.Dial(ctx)
 	if err != nil {
@@ -137,8 +168,7 @@ func (s suite) nextHost(t *testing.T) {
 	}
 }
 
-func (s suite) pauseAndResume(t *testing.T) {
-	ctx, vm := s.start(t)
+func pauseAndResume(t *testing.T, ctx context.Context, vm vmm.VM) {
 	host := dial(t, ctx, vm)
 	for range 2 {
 		if err := vm.Pause(ctx); err != nil {
@@ -176,11 +206,25 @@ func (s suite) stop(t *testing.T) {
 	if err := vm.Pause(ctx); err == nil {
 		t.Error("Pause of a stopped machine succeeded")
 	}
+	if err := vm.Resume(ctx); err == nil {
+		t.Error("Resume of a stopped machine succeeded")
+	}
+}
+
+// stopPaused ends a machine whose guest cannot do anything about it.
+func (s suite) stopPaused(t *testing.T) {
+	ctx, vm := s.start(t)
+	if err := vm.Pause(ctx); err != nil {
+		t.Fatal(err)
+	}
+	if err := vm.Stop(ctx); err != nil {
+		t.Fatal(err)
+	}
+	<-vm.Done()
 }
 
 // death is a VMM that ends by itself: the guest's agent asks for it.
-func (s suite) death(t *testing.T) {
-	ctx, vm := s.start(t)
+func death(t *testing.T, ctx context.Context, vm vmm.VM) {
 	host := dial(t, ctx, vm)
 	stream, err := host.Dial(ctx)
 	if err != nil {
@@ -225,12 +269,32 @@ func (s suite) console(t *testing.T) {
 	}
 }
 
+// badSpec is refused by Start, or ends the machine at once.
 func (s suite) badSpec(t *testing.T) {
+	ctx, cancel := context.WithTimeout(context.Background(), limit)
+	defer cancel()
 	spec := s.spec(t)
 	spec.Kernel = t.TempDir() + "/missing"
-	vm, err := s.driver.Start(t.Context(), spec)
+	vm, err := s.driver.Start(ctx, spec)
 	if err == nil {
-		vm.Stop(t.Context())
+		vm.Stop(ctx)
 		t.Fatal("a machine without a kernel started")
+	}
+	if !strings.Contains(err.Error(), "missing") {
+		t.Errorf("got %q, which does not name the kernel", err)
+	}
+}
+
+func (s suite) startCancelled(t *testing.T) {
+	ctx, cancel := context.WithCancelCause(context.Background())
+	gaveUp := errors.New("gave up")
+	cancel(gaveUp)
+	vm, err := s.driver.Start(ctx, s.spec(t))
+	if err == nil {
+		vm.Stop(context.Background())
+		t.Fatal("a machine started after its context had ended")
+	}
+	if !errors.Is(err, gaveUp) {
+		t.Errorf("got %v, want the context's cause", err)
 	}
 }

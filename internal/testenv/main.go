@@ -1,0 +1,126 @@
+package testenv
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// Main runs a package's tests, for its TestMain, and fails them if they leave
+// a file open, a child process, a mount or a cgroup behind. What they make
+// in temporary directories is in one that is theirs alone.
+func Main(m *testing.M) int {
+	tmp, err := os.MkdirTemp("", "vmsan-test-")
+	if err == nil {
+		// Users that a test becomes have to get through.
+		err = os.Chmod(tmp, 0o755)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	defer os.RemoveAll(tmp)
+	os.Setenv("TMPDIR", tmp)
+	before := openFiles()
+	code := m.Run()
+	if code != 0 {
+		return code
+	}
+	if err := awaitTidy(tmp, before); err != nil {
+		fmt.Fprintf(os.Stderr, "the tests passed, but left something behind:\n%v\n", err)
+		return 1
+	}
+	return 0
+}
+
+// settle is how long what a test has ended may take to be gone.
+const settle = 5 * time.Second
+
+func awaitTidy(tmp string, before map[string]int) error {
+	for deadline := time.Now().Add(settle); ; time.Sleep(10 * time.Millisecond) {
+		err := errors.Join(leakedFiles(before), leakedChildren(), leakedMounts(tmp), leakedCgroups())
+		if err == nil || time.Now().After(deadline) {
+			return err
+		}
+	}
+}
+
+// openFiles counts this process's descriptors by what they refer to.
+func openFiles() map[string]int {
+	files := map[string]int{}
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		return files
+	}
+	for _, e := range entries {
+		// The runtime's own, made when they are first needed; and sockets
+		// and pipes, which are counted together since each has a number.
+		target, err := os.Readlink("/proc/self/fd/" + e.Name())
+		if err != nil || target == "anon_inode:[eventpoll]" || target == "anon_inode:[eventfd]" {
+			continue
+		}
+		kind, _, numbered := strings.Cut(target, ":[")
+		if numbered {
+			target = kind
+		}
+		files[target]++
+	}
+	return files
+}
+
+func leakedFiles(before map[string]int) error {
+	var errs []error
+	for target, n := range openFiles() {
+		if n > before[target] {
+			errs = append(errs, fmt.Errorf("open: %s (%d, before %d)", target, n, before[target]))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func leakedChildren() error {
+	var info unix.Siginfo
+	err := unix.Waitid(unix.P_ALL, 0, &info, unix.WEXITED|unix.WNOHANG|unix.WNOWAIT, nil)
+	if errors.Is(err, unix.ECHILD) {
+		return nil
+	}
+	return errors.New("a child process")
+}
+
+func leakedMounts(dir string) error {
+	table, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for line := range strings.Lines(string(table)) {
+		if fields := strings.Fields(line); len(fields) > 4 && strings.HasPrefix(fields[4], dir) {
+			errs = append(errs, fmt.Errorf("mounted: %s", fields[4]))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// CgroupPrefix is how the names of a test's cgroups begin, so that they are
+// missed when they are left behind: other tests run on the same machine.
+func CgroupPrefix() string { return fmt.Sprintf("vmsan-test-%d-", os.Getpid()) }
+
+func leakedCgroups() error {
+	var errs []error
+	for _, pattern := range []string{"/sys/fs/cgroup/", "/sys/fs/cgroup/*/"} {
+		found, err := filepath.Glob(pattern + CgroupPrefix() + "*")
+		if err != nil {
+			return err
+		}
+		for _, dir := range found {
+			errs = append(errs, fmt.Errorf("cgroup: %s", dir))
+		}
+	}
+	return errors.Join(errs...)
+}

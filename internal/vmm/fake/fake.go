@@ -1,0 +1,209 @@
+// Package fake is a driver without a VMM: its machine is a guest in this
+// process, which speaks the guest link over socket pairs like the agent does
+// over virtio-serial. It needs no root, no kernel and no network.
+package fake
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strings"
+	"sync"
+
+	"github.com/vmsan/vmsan/internal/link"
+	"github.com/vmsan/vmsan/internal/vmm"
+)
+
+// Driver starts machines without a VMM and keeps what it was given, as text.
+// Its zero value is ready; it is not copied after its first use.
+type Driver struct {
+	// Silent guests never say that they are ready.
+	Silent bool
+
+	mu      sync.Mutex
+	started []string
+	vms     []*Machine
+}
+
+// Features says what the driver can do.
+func (*Driver) Features() vmm.Features {
+	return vmm.Features{Name: "fake", Accelerators: []vmm.Accelerator{vmm.TCG}, MinMemoryMiB: 64}
+}
+
+// Version is the fake's own.
+func (*Driver) Version(context.Context) (string, error) { return "1.0", nil }
+
+// Start starts a guest. The kernel and the initramfs have to be there, but
+// need not be any.
+func (d *Driver) Start(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
+	if ctx.Err() != nil {
+		return nil, fmt.Errorf("start guest: %w", context.Cause(ctx))
+	}
+	for _, path := range []string{spec.Kernel, spec.Initramfs} {
+		if _, err := os.Stat(path); err != nil {
+			return nil, fmt.Errorf("start guest: %w", err)
+		}
+	}
+	vm, theirs, err := newMachine()
+	if err != nil {
+		return nil, err
+	}
+	d.mu.Lock()
+	d.started = append(d.started, Describe(spec))
+	d.vms = append(d.vms, vm)
+	d.mu.Unlock()
+	vm.run(theirs, d.Silent)
+	return vm, nil
+}
+
+// Started is what each Start was given, in the form of Describe.
+func (d *Driver) Started() []string {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.started)
+}
+
+// Machines are the machines that were started.
+func (d *Driver) Machines() []*Machine {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return slices.Clone(d.vms)
+}
+
+// Describe writes a spec as a person would: a line for each part, with the
+// names of files but not their places.
+func Describe(s vmm.Spec) string {
+	var b strings.Builder
+	line := func(format string, args ...any) { fmt.Fprintf(&b, format+"\n", args...) }
+	line("machine %s: %d CPUs, %d MiB, %s", s.ID, s.VCPUs, s.MemoryMiB, s.Accelerator)
+	line("kernel: %s", strings.Join(s.Cmdline, " "))
+	for _, d := range s.Disks {
+		line("disk %s: %s", d.Name, map[bool]string{true: "read-only", false: "writable"}[d.ReadOnly])
+	}
+	if s.Jail.User != nil {
+		line("jail: user %d, group %d", s.Jail.User.UID, s.Jail.User.GID)
+	}
+	if s.Jail.Cgroup != nil {
+		line("jail: cgroup %s", s.Jail.Cgroup.Name())
+	}
+	if s.Jail.NoSeccomp {
+		line("jail: no seccomp")
+	}
+	return b.String()
+}
+
+// Machine is a guest that runs in this process. Its methods besides vmm.VM's
+// are what a test can do to it.
+type Machine struct {
+	link   vmm.Link
+	gate   *pausable
+	guest  *guest
+	events sync.WaitGroup
+
+	end  sync.Once
+	exit vmm.Exit
+	gone chan struct{} // closed when the guest is to end
+	done chan struct{}
+}
+
+func newMachine() (vm *Machine, theirs vmm.Link, err error) {
+	vm = &Machine{gate: newPausable(), gone: make(chan struct{}), done: make(chan struct{})}
+	for _, s := range []struct {
+		name         string
+		ours, theirs **os.File
+	}{
+		{"control", &vm.link.Control, &theirs.Control},
+		{"data", &vm.link.Data, &theirs.Data},
+		{"console", &vm.link.Console, &theirs.Console},
+	} {
+		if *s.ours, *s.theirs, err = vmm.SocketPair(s.name); err != nil {
+			vm.link.Close()
+			theirs.Close()
+			return nil, vmm.Link{}, err
+		}
+	}
+	return vm, theirs, nil
+}
+
+// run runs the guest on its ends of the link, until Stop or its own end.
+func (vm *Machine) run(theirs vmm.Link, silent bool) {
+	vm.guest = &guest{link: theirs, powerOff: func() { vm.finish(vmm.Exit{Reason: "the guest shut down", Clean: true}) }}
+	fmt.Fprintf(theirs.Console, "fake guest: it has no kernel that could print anything at boot\r\n")
+	if !silent {
+		control, data := vm.gate.port(theirs.Control), vm.gate.port(theirs.Data)
+		vm.guest.serve(link.Listen(control, data))
+	}
+	go func() {
+		<-vm.gone
+		vm.gate.open()
+		vm.guest.close()
+		vm.link.Close()
+		close(vm.done)
+	}()
+}
+
+// finish ends the guest; the first reason counts.
+func (vm *Machine) finish(exit vmm.Exit) {
+	vm.end.Do(func() {
+		vm.exit = exit
+		close(vm.gone)
+	})
+}
+
+// Crash ends the machine as a VMM that was killed does.
+func (vm *Machine) Crash(reason string) {
+	vm.finish(vmm.Exit{Reason: reason})
+	<-vm.done
+}
+
+// Print writes to the guest's console.
+func (vm *Machine) Print(text []byte) error {
+	_, err := vm.guest.link.Console.Write(text)
+	return err
+}
+
+// PID is this process's.
+func (vm *Machine) PID() int { return os.Getpid() }
+
+// Link is the way to the guest.
+func (vm *Machine) Link() vmm.Link { return vm.link }
+
+// Done is closed when the guest has ended.
+func (vm *Machine) Done() <-chan struct{} { return vm.done }
+
+// Exit says how the guest ended.
+func (vm *Machine) Exit() vmm.Exit { return vm.exit }
+
+// errEnded is what commands get after the end.
+var errEnded = errors.New("the machine has ended")
+
+// Pause keeps the guest from reading and writing.
+func (vm *Machine) Pause(context.Context) error {
+	select {
+	case <-vm.gone:
+		return errEnded
+	default:
+		vm.gate.shut()
+		return nil
+	}
+}
+
+// Resume lets it go on.
+func (vm *Machine) Resume(context.Context) error {
+	select {
+	case <-vm.gone:
+		return errEnded
+	default:
+		vm.gate.open()
+		return nil
+	}
+}
+
+// Stop ends the guest without asking it.
+func (vm *Machine) Stop(context.Context) error {
+	vm.finish(vmm.Exit{Reason: "stopped", Clean: true})
+	<-vm.done
+	return nil
+}

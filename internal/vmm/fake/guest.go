@@ -1,0 +1,121 @@
+package fake
+
+import (
+	"context"
+	"net/http"
+	"os"
+	"sync"
+	"time"
+
+	"connectrpc.com/connect"
+
+	"github.com/vmsan/vmsan/internal/guest/proto/guestv1"
+	"github.com/vmsan/vmsan/internal/guest/proto/guestv1/guestv1connect"
+	"github.com/vmsan/vmsan/internal/link"
+	"github.com/vmsan/vmsan/internal/vmm"
+)
+
+// guest answers what every guest has to: whether it is well, who it is, and
+// that it shall end.
+type guest struct {
+	guestv1connect.UnimplementedHostHandler
+
+	link     vmm.Link
+	powerOff func()
+	server   *http.Server
+	serving  sync.WaitGroup
+
+	mu       sync.Mutex
+	identity []*guestv1.ConfigureRequest
+}
+
+func (g *guest) serve(listener *link.Guest) {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	mux.Handle(guestv1connect.NewHostHandler(g))
+	g.server = &http.Server{Handler: mux}
+	g.serving.Go(func() { g.server.Serve(listener) })
+}
+
+// close ends the guest and gives its ports back.
+func (g *guest) close() {
+	if g.server != nil {
+		g.server.Close()
+		g.serving.Wait()
+	}
+	g.link.Close()
+}
+
+// Configure implements guestv1connect.HostHandler.
+func (g *guest) Configure(_ context.Context, r *connect.Request[guestv1.ConfigureRequest]) (*connect.Response[guestv1.ConfigureResponse], error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.identity = append(g.identity, r.Msg)
+	return connect.NewResponse(&guestv1.ConfigureResponse{}), nil
+}
+
+// PowerOff implements guestv1connect.HostHandler.
+func (g *guest) PowerOff(context.Context, *connect.Request[guestv1.PowerOffRequest]) (*connect.Response[guestv1.PowerOffResponse], error) {
+	// The answer goes first.
+	time.AfterFunc(5*time.Millisecond, g.powerOff)
+	return connect.NewResponse(&guestv1.PowerOffResponse{}), nil
+}
+
+// Configured are the identities that the guest was given, oldest first.
+func (vm *Machine) Configured() []*guestv1.ConfigureRequest {
+	vm.guest.mu.Lock()
+	defer vm.guest.mu.Unlock()
+	return append([]*guestv1.ConfigureRequest(nil), vm.guest.identity...)
+}
+
+// pausable is what a guest's CPUs are to its ports: while they stand still,
+// nothing is read or written.
+type pausable struct {
+	mu      sync.Mutex
+	changed *sync.Cond
+	paused  bool
+}
+
+func newPausable() *pausable {
+	p := &pausable{}
+	p.changed = sync.NewCond(&p.mu)
+	return p
+}
+
+func (p *pausable) shut() { p.set(true) }
+func (p *pausable) open() { p.set(false) }
+
+func (p *pausable) set(paused bool) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.paused = paused
+	p.changed.Broadcast()
+}
+
+// wait returns while the guest runs.
+func (p *pausable) wait() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for p.paused {
+		p.changed.Wait()
+	}
+}
+
+// port is the guest's end of a port.
+type port struct {
+	*os.File
+	cpus *pausable
+}
+
+func (p *pausable) port(f *os.File) port { return port{f, p} }
+
+func (p port) Read(b []byte) (int, error) {
+	n, err := p.File.Read(b)
+	p.cpus.wait()
+	return n, err
+}
+
+func (p port) Write(b []byte) (int, error) {
+	p.cpus.wait()
+	return p.File.Write(b)
+}
