@@ -8,7 +8,8 @@ import (
 	"os"
 	"regexp"
 	"strings"
-	"unicode"
+
+	"github.com/vmsan/vmsan/internal/vmm"
 )
 
 // How much of the console goes into an error.
@@ -35,21 +36,11 @@ func consoleTail(path string) []string {
 	}
 	var lines []string
 	for line := range strings.Lines(string(text)) {
-		if line = printable(strings.TrimSpace(line)); line != "" {
+		if line = vmm.Printable(strings.TrimSpace(line)); line != "" {
 			lines = append(lines, line)
 		}
 	}
 	return lines[max(len(lines)-tailLines, 0):]
-}
-
-// printable replaces what could move a terminal's cursor.
-func printable(s string) string {
-	return strings.Map(func(r rune) rune {
-		if unicode.IsPrint(r) {
-			return r
-		}
-		return '?'
-	}, s)
 }
 
 // hostnameLabel is what a host name may be (RFC 1123, section 2.1).

@@ -12,6 +12,7 @@ import (
 	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/jail"
 	"github.com/vmsan/vmsan/internal/store"
+	"github.com/vmsan/vmsan/internal/vmm"
 )
 
 // gateProcess is a running gate and the way to it.
@@ -84,7 +85,7 @@ func (g *gateProcess) ask(ctx context.Context, o gate.Order) (report gate.Report
 		return report, gateError(ctx, err)
 	}
 	if report.Error != "" {
-		return report, fmt.Errorf("gate: %s", printable(report.Error))
+		return report, fmt.Errorf("gate: %s", vmm.Printable(report.Error))
 	}
 	return report, nil
 }

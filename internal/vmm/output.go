@@ -75,13 +75,13 @@ func (o *Output) Complaint(program string) string {
 		if line == "" || strings.HasPrefix(line, "warning: ") {
 			continue
 		}
-		return printable(line[:min(len(line), maxComplaint)])
+		return Printable(line[:min(len(line), maxComplaint)])
 	}
 	return ""
 }
 
-// printable replaces what could move a terminal's cursor.
-func printable(s string) string {
+// Printable replaces what could move a terminal's cursor.
+func Printable(s string) string {
 	return strings.Map(func(r rune) rune {
 		if unicode.IsPrint(r) {
 			return r

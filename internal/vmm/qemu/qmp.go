@@ -8,6 +8,8 @@ import (
 	"fmt"
 	"net"
 	"time"
+
+	"github.com/vmsan/vmsan/internal/vmm"
 )
 
 // maxQMPLine bounds one message of a VMM that may have been taken over by
@@ -42,7 +44,11 @@ type commandError struct {
 	Desc  string `json:"desc"`
 }
 
-func (e *commandError) Error() string { return e.Desc }
+// maxDesc bounds what is told of an error, in bytes.
+const maxDesc = 512
+
+// Error is made safe to print.
+func (e *commandError) Error() string { return vmm.Printable(e.Desc[:min(len(e.Desc), maxDesc)]) }
 
 // newMonitor takes over conn. events is called for each event, in order, and
 // must not run commands.

@@ -1,0 +1,82 @@
+package qemu
+
+import (
+	"os"
+	"regexp"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/vmsan/vmsan/internal/jail"
+	"github.com/vmsan/vmsan/internal/vmm"
+)
+
+// partsList writes a machine as it is built, a part a line.
+func partsList(t *testing.T, spec vmm.Spec) string {
+	t.Helper()
+	var c command
+	var b strings.Builder
+	for _, part := range parts(spec, ends{qmp: os.Stdin, console: os.Stdin, control: os.Stdin, data: os.Stdin}) {
+		before := len(c.args)
+		part.addTo(&c)
+		b.WriteString(strings.Join(c.args[before:], " ") + "\n")
+	}
+	// The rate is this host's.
+	return regexp.MustCompile(`tsc_early_khz=[0-9]+`).ReplaceAllString(b.String(), "tsc_early_khz=N")
+}
+
+func testSpec() vmm.Spec {
+	return vmm.Spec{
+		ID: "vmtest", VCPUs: 2, MemoryMiB: 512, Accelerator: vmm.TCG,
+		Kernel: "/boot/vmlinux", Initramfs: "/boot/initramfs", Cmdline: []string{"vmsan.init=/sbin/init"},
+		Disks: []vmm.Disk{{Name: "image", File: os.Stdin, ReadOnly: true}, {Name: "overlay", File: os.Stdin}},
+		Jail:  vmm.Jail{User: &jail.User{UID: 7, GID: 7}},
+	}
+}
+
+func TestPartsEmulated(t *testing.T) {
+	want := `-M microvm,pit=off,pic=off,rtc=on -accel tcg,tb-size=32 -cpu max -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot
+-kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on tsc_early_khz=N tsc=reliable mitigations=off vmsan.init=/sbin/init
+-chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
+-chardev socket,id=console,fd=4 -serial chardev:console
+-chardev socket,id=control,fd=5 -chardev socket,id=data,fd=6 -device virtio-serial-device,id=link,max_ports=3 -device virtserialport,bus=link.0,nr=1,chardev=control,name=vmsan.control -device virtserialport,bus=link.0,nr=2,chardev=data,name=vmsan.data
+-object rng-builtin,id=entropy -device virtio-rng-device,rng=entropy
+-add-fd fd=7,set=7 -blockdev driver=raw,node-name=image,read-only=on,discard=unmap,file.driver=file,file.filename=/dev/fdset/7,file.locking=off -device virtio-blk-device,drive=image,bus=virtio-mmio-bus.7
+-add-fd fd=8,set=8 -blockdev driver=raw,node-name=overlay,read-only=off,discard=unmap,file.driver=file,file.filename=/dev/fdset/8,file.locking=off -device virtio-blk-device,drive=overlay,bus=virtio-mmio-bus.6
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+`
+	compare(t, partsList(t, testSpec()), want)
+}
+
+func TestPartsKVM(t *testing.T) {
+	spec := testSpec()
+	spec.Accelerator, spec.Disks, spec.Cmdline, spec.Jail.NoSeccomp = vmm.KVM, nil, nil, true
+	want := `-M microvm,pit=off,pic=off,rtc=on -accel kvm -cpu host -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot
+-kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on
+-chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
+-chardev socket,id=console,fd=4 -serial chardev:console
+-chardev socket,id=control,fd=5 -chardev socket,id=data,fd=6 -device virtio-serial-device,id=link,max_ports=3 -device virtserialport,bus=link.0,nr=1,chardev=control,name=vmsan.control -device virtserialport,bus=link.0,nr=2,chardev=data,name=vmsan.data
+-object rng-builtin,id=entropy -device virtio-rng-device,rng=entropy
+`
+	compare(t, partsList(t, spec), want)
+}
+
+func compare(t *testing.T, got, want string) {
+	t.Helper()
+	if diff := cmp.Diff(strings.Split(got, "\n"), strings.Split(want, "\n")); diff != "" {
+		t.Errorf("got the lines with -, want those with +:\n%s", diff)
+	}
+}
+
+// A path with a comma would be taken apart by QEMU: those that it is given
+// are ours, in the jail, or come as descriptors.
+func TestPartsNameNoHostFiles(t *testing.T) {
+	spec := testSpec()
+	list := partsList(t, spec)
+	for _, word := range strings.FieldsFunc(list, func(r rune) bool { return strings.ContainsRune(" =,\n", r) }) {
+		if strings.HasPrefix(word, "/") && !strings.HasPrefix(word, "/boot/") && !strings.HasPrefix(word, "/dev/fdset/") && word != "/sbin/init" {
+			t.Errorf("the command line names %s", word)
+		}
+	}
+}
