@@ -10,6 +10,7 @@ package jail
 import (
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"runtime"
 	"syscall"
@@ -139,8 +140,23 @@ func (p *Process) Exit() string {
 	return p.state.String()
 }
 
+// KeepFiles keeps every file that this process has open, besides the first
+// three, from the programs that it starts and does not pass them to. Go opens
+// its files so; what is meant are those that the process was born with, like
+// the lock that a shell script holds.
+func KeepFiles() error {
+	err := unix.CloseRange(3, math.MaxUint32, unix.CLOSE_RANGE_CLOEXEC)
+	if err != nil {
+		return fmt.Errorf("keep own files from children (needs Linux 5.11): %w", err)
+	}
+	return nil
+}
+
 // fork starts the child from the calling thread.
 func fork(spec Spec) (process *os.Process, err error) {
+	if err := KeepFiles(); err != nil {
+		return nil, err
+	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
 		return nil, err

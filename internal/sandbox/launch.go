@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vmsan/vmsan/internal/jail"
 	"github.com/vmsan/vmsan/internal/monitor"
 	"github.com/vmsan/vmsan/internal/store"
 )
@@ -29,6 +30,13 @@ func (s *Service) launch(ctx context.Context, r *store.Record, lock *store.Lock)
 	if err != nil {
 		theirs.Close()
 		return fmt.Errorf("open monitor's log: %w", err)
+	}
+	// The monitor outlives whoever waits for a file of the caller's to be
+	// closed, such as a shell script's lock.
+	if err := jail.KeepFiles(); err != nil {
+		theirs.Close()
+		log.Close()
+		return err
 	}
 	cmd := exec.Command(self, monitor.Command, r.ID, s.layout.Dir)
 	cmd.Dir = "/"
