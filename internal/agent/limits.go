@@ -31,8 +31,9 @@ const (
 )
 
 const (
-	// chunkSize is what is read from a pipe at most in one go, and so the largest data event.
-	chunkSize = 128 << 10
+	// chunkSize is what is read from a pipe at most in one go, and so the largest data event. Each costs
+	// some switches between goroutines, which are dear under emulation.
+	chunkSize = 512 << 10
 	// pipeSize is what a pipe is grown to once a command has filled one of the default size. Larger ones
 	// are refused to those without CAP_SYS_RESOURCE.
 	pipeSize = 1 << 20

@@ -207,7 +207,7 @@ func (r *running) pump(outputs []outputEnd) (readers []*outputReader, drained <-
 
 func (r *running) read(out *outputReader) {
 	if out.from != terminal {
-		defer out.file.Close()
+		defer func() { out.file.Close() }() // which may be another one by then
 	}
 	defer out.caughtUp()
 	buffer := chunks.Get().(*[]byte)
@@ -246,6 +246,8 @@ type outputReader struct {
 	busy  int // reads in a row of busyBytes or more
 	grown bool
 	last  int // bytes
+	// steady is true once file is no longer in the runtime's poller.
+	steady bool
 
 	mu       sync.Mutex
 	taken    int64 // bytes out of the pipe
@@ -281,11 +283,11 @@ func (o *outputReader) take(buffer []byte) (n int, err error) {
 	}
 	var readErr error
 	err = raw.Read(func(fd uintptr) bool {
-		o.mu.Lock()
-		defer o.mu.Unlock()
-		n, readErr = syscall.Read(int(fd), buffer)
-		n = max(n, 0)
-		o.taken += int64(n)
+		n, readErr = o.takeFrom(int(fd), buffer)
+		for o.steady && readErr == syscall.EAGAIN {
+			awaitInput(int(fd))
+			n, readErr = o.takeFrom(int(fd), buffer)
+		}
 		return readErr != syscall.EAGAIN
 	})
 	switch {
@@ -295,6 +297,49 @@ func (o *outputReader) take(buffer []byte) (n int, err error) {
 		return 0, io.EOF
 	}
 	return n, readErr
+}
+
+func (o *outputReader) takeFrom(fd int, buffer []byte) (n int, err error) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	n, err = syscall.Read(fd, buffer)
+	n = max(n, 0)
+	o.taken += int64(n)
+	return n, err
+}
+
+// awaitInput blocks the thread until fd can be read; an error shows when it is.
+func awaitInput(fd int) {
+	_, _ = unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, -1)
+}
+
+// leavePoller opens the pipe again, outside the runtime's poller. Inside, every write to it would wake the
+// poller's thread, in the pauses too.
+func (o *outputReader) leavePoller() {
+	raw, err := o.file.SyscallConn()
+	if err != nil {
+		return
+	}
+	var again *os.File
+	raw.Control(func(fd uintptr) {
+		// NewFile must see a file that blocks, or it puts it into the poller.
+		n, err := unix.Open(fmt.Sprintf("/proc/self/fd/%d", fd), unix.O_RDONLY|unix.O_CLOEXEC, 0)
+		if err != nil {
+			return
+		}
+		again = os.NewFile(uintptr(n), "busy pipe")
+		if unix.SetNonblock(n, true) != nil {
+			again.Close()
+			again = nil
+		}
+	})
+	if again == nil {
+		return // slower, not wrong
+	}
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	o.file.Close()
+	o.file, o.steady = again, true
 }
 
 // commandEnded returns a channel that is closed once what was in the pipe, when it was called, is handed over.
@@ -346,6 +391,7 @@ func (o *outputReader) note(n int) {
 	if !o.grown && (o.busy >= busyReads || n >= defaultPipeSize) {
 		o.grown = true
 		growPipe(o.file)
+		o.leavePoller()
 	}
 }
 

@@ -40,10 +40,9 @@ const (
 	// maxLine bounds a control message.
 	maxLine = 4096
 	// window is how much one stream may have in flight, and so what one
-	// stream can make its receiver buffer. 256 KiB is yamux's least; with
-	// it a bulk stream waits for the other side's update after every four
-	// chunks, which costs a third of the throughput under emulation.
-	window = 1 << 20
+	// stream can make its receiver buffer. It holds several of the agent's
+	// chunks of output, so that the guest need not wait for the host.
+	window = 4 << 20
 	// backlog is how many streams may be open and not yet accepted.
 	backlog = 256
 )

@@ -27,9 +27,13 @@ func (p guestPort) Read(b []byte) (int, error) {
 // length, and byte 1 is the type, 0 for data (yamux spec.md, "Framing").
 const frameHeader = 12
 
+// portWrite is the most that one write to a virtio-serial port takes
+// (drivers/char/virtio_console.c, port_fops_write), in bytes.
+const portWrite = 32 << 10
+
 // pipe is one session's use of a data port. It joins the header and the body
-// of a data frame, which yamux writes in two calls, into one write: each
-// write to a virtio-serial port is a buffer of its own and an exit to the
+// of a data frame, which yamux writes in two calls, as far as one write takes
+// them: each write to a virtio-serial port is a buffer of its own and an exit to the
 // VMM.
 type pipe struct {
 	port    Port
@@ -75,11 +79,16 @@ func (p *pipe) Write(b []byte) (int, error) {
 	if p.header == nil {
 		return p.port.Write(b)
 	}
-	p.frame = append(append(p.frame[:0], p.header...), b...)
 	held := len(p.header)
+	first := min(len(b), portWrite-held)
+	p.frame = append(append(p.frame[:0], p.header...), b[:first]...)
 	p.header = nil
 	n, err := p.port.Write(p.frame)
-	return max(n-held, 0), err
+	if err != nil || first == len(b) {
+		return max(n-held, 0), err
+	}
+	n, err = p.port.Write(b[first:])
+	return first + n, err
 }
 
 func bodyFollows(b []byte) bool {
