@@ -171,11 +171,11 @@ func (m *machine) ask(what byte) error {
 	return nil
 }
 
-// dump reads what the guest can write.
-func (m *machine) dump() (time.Duration, error) {
+// produce reads what the guest writes on request: Dump or Produce.
+func (m *machine) produce(how byte) (time.Duration, error) {
 	m.data.SetDeadline(time.Now().Add(5 * time.Minute))
 	began := time.Now()
-	if _, err := m.data.Write([]byte{request.Dump}); err != nil {
+	if _, err := m.data.Write([]byte{how}); err != nil {
 		return 0, err
 	}
 	buf := make([]byte, 256<<10)

@@ -94,7 +94,7 @@ func (b *bench) running(ctx context.Context) error {
 		return err
 	}
 	defer m.stop(ctx)
-	for _, measure := range []func(context.Context, string, *machine) error{b.exec, b.unary, b.stdout, b.memory} {
+	for _, measure := range []func(context.Context, string, *machine) error{b.memory, b.exec, b.unary, b.stdout} {
 		if err := measure(ctx, vm, m); err != nil {
 			return err
 		}
@@ -150,26 +150,34 @@ func (b *bench) unary(ctx context.Context, vm string, m *machine) error {
 	return nil
 }
 
+// stdout is bulk output, beside what the same program gets when its output is
+// the port itself, and beside plain writes to the port that nothing produces.
 func (b *bench) stdout(ctx context.Context, vm string, m *machine) error {
-	var ours, theirs []time.Duration
-	for range max(b.rounds/2, 1) {
-		raw, err := m.dump()
+	var ours, direct, raw []time.Duration
+	for range b.rounds {
+		plain, err := m.produce(request.Dump)
+		if err != nil {
+			return err
+		}
+		produced, err := m.produce(request.Produce)
 		if err != nil {
 			return err
 		}
 		var count counter
-		took, err := b.command(ctx, b.state, &count, "exec", vm, "head", "-c", fmt.Sprint(request.DumpBytes), "/dev/zero")
+		took, err := b.command(ctx, b.state, &count, append([]string{"exec", vm}, request.Producer...)...)
 		if err != nil {
 			return err
 		}
 		if count != request.DumpBytes {
 			return fmt.Errorf("exec carried %d bytes, want %d", count, request.DumpBytes)
 		}
-		theirs, ours = append(theirs, raw), append(ours, took)
+		raw, direct, ours = append(raw, plain), append(direct, produced), append(ours, took)
 	}
-	v, f := median(ours), median(theirs)
-	share := 100 * f.Seconds() / v.Seconds()
-	b.add("stdout of 200 MB", rate(v), rate(f), fmt.Sprintf("%.0f %%", share), ">= 50 %")
+	v := median(ours)
+	for what, f := range map[string]time.Duration{"the same program on the port": median(direct), "plain writes to the port": median(raw)} {
+		share := 100 * f.Seconds() / v.Seconds()
+		b.add("stdout of 200 MB; floor: "+what, rate(v), rate(f), fmt.Sprintf("%.0f %%", share), ">= 50 %")
+	}
 	return nil
 }
 

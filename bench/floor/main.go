@@ -112,6 +112,13 @@ func answer(port *os.File) error {
 				return err
 			}
 			port.Write(what)
+		case request.Produce:
+			cmd := exec.Command(request.Producer[0], request.Producer[1:]...)
+			cmd.SysProcAttr = &syscall.SysProcAttr{Chroot: "/mnt"}
+			cmd.Stdin, cmd.Stdout, cmd.Stderr = os.Stdin, port, os.Stderr
+			if err := cmd.Run(); err != nil {
+				return err
+			}
 		case request.Dump:
 			for sent := 0; sent < request.DumpBytes; sent += len(zeros) {
 				if _, err := port.Write(zeros); err != nil {

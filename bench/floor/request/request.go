@@ -8,9 +8,14 @@ const (
 	Echo = 'e'
 	// Spawn is sent back when /bin/true has run.
 	Spawn = 's'
+	// Produce runs Producer with the port as its standard output.
+	Produce = 'p'
 	// Dump is answered with DumpBytes zeros, Chunk at a time: a write to a
 	// virtio-serial port takes no more.
 	Dump      = 'd'
 	Chunk     = 32 << 10
 	DumpBytes = 200 << 20
 )
+
+// Producer is a command that writes DumpBytes to its standard output.
+var Producer = []string{"/bin/dd", "if=/dev/zero", "bs=32k", "count=6400", "status=none"}
