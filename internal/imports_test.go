@@ -1,0 +1,90 @@
+// Package internal_test holds the line between the packages: imports point
+// down the picture in docs/architecture.md, never sideways.
+package internal_test
+
+import (
+	"encoding/json"
+	"errors"
+	"io"
+	"os/exec"
+	"slices"
+	"strings"
+	"testing"
+)
+
+const module = "github.com/vmsan/vmsan/"
+
+// allowed lists, for each package that has a rule, the packages of the
+// project that it may import besides those below it in path.
+var allowed = []struct {
+	pkg     string
+	imports []string
+	reason  string
+}{
+	{"api", nil, "clients use it alone"},
+	{"internal/link", nil, "both ends of the link share it, and the agent has to stay small"},
+	{"internal/cgroup", nil, "it knows processes and limits, not sandboxes"},
+	{"internal/undo", nil, "it is a data structure"},
+	{"internal/initramfs", nil, "it is a format"},
+	{"internal/jail", []string{"internal/cgroup"}, "it knows processes, not sandboxes"},
+	{"internal/store", []string{"api"}, "everything stands on it"},
+	{"internal/scratch", []string{"api"}, "everything that makes files stands on it"},
+	{"internal/disk", []string{"api", "internal/scratch", "internal/store"}, "disks, images and kernels do not know each other"},
+	{"internal/image", []string{"api", "internal/scratch", "internal/store"}, "disks, images and kernels do not know each other"},
+	{"internal/kernel", []string{"api", "internal/scratch", "internal/store", "internal/initramfs"}, "disks, images and kernels do not know each other"},
+	{"internal/agent", []string{"internal/link", "internal/guest/proto"}, "it runs in the guest, where nothing else of ours is"},
+	{"internal/guest", []string{"api", "internal/guest/proto"}, "it is given streams and does not ask where they come from"},
+	{"internal/vmm", []string{"internal/link", "internal/jail", "internal/cgroup"}, "a VMM knows nothing of sandboxes, records or images"},
+	{"internal/vmm/qemu", []string{"internal/vmm", "internal/link", "internal/jail"}, "drivers know only the waist"},
+	{"internal/gate", []string{"internal/link", "internal/guest", "internal/vmm", "internal/jail", "internal/cgroup"}, "it has no rights, so it needs no files or records"},
+	{"internal/monitor/control", []string{"api"}, "commands and monitors share it"},
+}
+
+type listed struct {
+	ImportPath string
+	Imports    []string
+}
+
+func TestImports(t *testing.T) {
+	packages := list(t)
+	for _, rule := range allowed {
+		i := slices.IndexFunc(packages, func(p listed) bool { return p.ImportPath == module+rule.pkg })
+		if i < 0 {
+			t.Errorf("there is a rule for %s, which does not exist", rule.pkg)
+			continue
+		}
+		for _, imported := range packages[i].Imports {
+			ours, ok := strings.CutPrefix(imported, module)
+			if ok && !permits(rule.imports, ours) {
+				t.Errorf("%s imports %s: %s", rule.pkg, ours, rule.reason)
+			}
+		}
+	}
+}
+
+// permits tells whether one of the allowed packages is imported or has it
+// below.
+func permits(allowed []string, imported string) bool {
+	return slices.ContainsFunc(allowed, func(a string) bool {
+		return imported == a || strings.HasPrefix(imported, a+"/") && strings.HasSuffix(a, "/proto")
+	})
+}
+
+func list(t *testing.T) (packages []listed) {
+	t.Helper()
+	out, err := exec.Command("go", "list", "-json=ImportPath,Imports", module+"...").Output()
+	if err != nil {
+		t.Fatalf("list packages: %v", err)
+	}
+	for d := json.NewDecoder(strings.NewReader(string(out))); ; {
+		var p listed
+		err := d.Decode(&p)
+		if errors.Is(err, io.EOF) {
+			return packages
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+		packages = append(packages, p)
+	}
+}
