@@ -39,8 +39,9 @@ type machine struct {
 }
 
 // tcgCacheMiB is the emulator's cache of translated code. Its default is a
-// quarter of the host's memory.
-const tcgCacheMiB = 32
+// quarter of the host's memory. A boot and a first command fill more than 32
+// MiB, and when it is full everything is translated again.
+const tcgCacheMiB = 64
 
 // tcgCPU is everything that the emulator can do, but for what makes guests
 // slow: kernels copy memory with one string instruction where they are told

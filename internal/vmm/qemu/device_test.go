@@ -36,7 +36,7 @@ func testSpec() vmm.Spec {
 }
 
 func TestPartsEmulated(t *testing.T) {
-	want := `-M microvm,pit=off,pic=off,rtc=on -accel tcg,tb-size=32 -cpu max -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot
+	want := `-M microvm,pit=off,pic=off,rtc=on -accel tcg,tb-size=64 -cpu max -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot
 -kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on tsc_early_khz=N tsc=reliable mitigations=off vmsan.init=/sbin/init
 -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
 -chardev socket,id=console,fd=4 -serial chardev:console
