@@ -1,11 +1,11 @@
 package guest_test
 
 import (
-	"context"
+	"archive/tar"
+	"bytes"
 	"strings"
 	"testing"
 
-	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/image"
 	"github.com/vmsan/vmsan/internal/testenv"
 )
@@ -40,7 +40,7 @@ func TestSystemd(t *testing.T) {
 	for _, c := range []struct{ what, script, want string }{
 		{"PID 1", "cat /proc/1/comm", "systemd"},
 		{"the target", "systemctl is-active multi-user.target", "active"},
-		{"jobs", "systemctl list-jobs --no-legend", "No jobs running."},
+		{"jobs", "systemctl list-jobs --no-legend --quiet", ""},
 		{"the hostname", "hostnamectl hostname", "with-systemd"},
 		{"the machine id", `[ "$(ls /var/log/journal)" = "$(cat /etc/machine-id)" ] && echo same`, "same"},
 		{"the cgroup of a command", "cut -d/ -f2 /proc/self/cgroup", "vmsan"},
@@ -79,8 +79,8 @@ func TestSystemdStops(t *testing.T) {
 func TestInitThatIsNotThere(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
 	for name, want := range map[string]string{
-		image.DefaultName: "/sbin/init: no such file or directory",
-		textInit(t, vmsan): "/sbin/init: exec format error",
+		image.DefaultName:    "/sbin/init: no such file or directory",
+		brokenInit(t, vmsan): "/sbin/init: exec format error",
 	} {
 		stdout, stderr, err := vmsan.Try("create", "--no-setup", "--init", "--image", name)
 		if err == nil {
@@ -92,4 +92,26 @@ func TestInitThatIsNotThere(t *testing.T) {
 			t.Errorf("%s: got %q, want it to say %q", name, stderr, want)
 		}
 	}
+}
+
+// brokenInit makes an image with nothing but an init that is not a program.
+func brokenInit(t *testing.T, vmsan testenv.Vmsan) string {
+	t.Helper()
+	const text = "this is no program\n"
+	var archive bytes.Buffer
+	w := tar.NewWriter(&archive)
+	if err := w.WriteHeader(&tar.Header{Name: "sbin/init", Mode: 0o755, Size: int64(len(text))}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := w.Write([]byte(text)); err != nil {
+		t.Fatal(err)
+	}
+	if err := w.Close(); err != nil {
+		t.Fatal(err)
+	}
+	const name = "broken-init"
+	if _, err := (image.Store{Layout: vmsan.Layout}).ImportTar(t.Context(), &archive, image.Meta{Name: name}); err != nil {
+		t.Fatal(err)
+	}
+	return name
 }

@@ -1,0 +1,32 @@
+package guest
+
+import (
+	"context"
+
+	"connectrpc.com/connect"
+
+	"github.com/vmsan/vmsan/internal/guest/proto/guestv1"
+)
+
+// Freeze makes the sandbox's own disk whole and still, for a copy of it:
+// commands that write to it wait until Thaw. It may be called twice.
+func (c *Client) Freeze(ctx context.Context) error {
+	_, err := c.host.Freeze(ctx, connect.NewRequest(&guestv1.FreezeRequest{}))
+	return callError("freeze disk", err)
+}
+
+// Thaw ends Freeze. It may be called twice.
+func (c *Client) Thaw(ctx context.Context) error {
+	_, err := c.host.Thaw(ctx, connect.NewRequest(&guestv1.ThawRequest{}))
+	return callError("thaw disk", err)
+}
+
+// Resize grows the file system on the sandbox's own disk to the size of the
+// disk, which it returns in bytes.
+func (c *Client) Resize(ctx context.Context) (int64, error) {
+	response, err := c.host.Resize(ctx, connect.NewRequest(&guestv1.ResizeRequest{}))
+	if err != nil {
+		return 0, callError("grow disk", err)
+	}
+	return int64(response.Msg.GetBytes()), nil
+}

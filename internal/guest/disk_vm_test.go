@@ -1,0 +1,124 @@
+package guest_test
+
+import (
+	"bytes"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/vmsan/vmsan/internal/guest"
+	"github.com/vmsan/vmsan/internal/image"
+	"github.com/vmsan/vmsan/internal/testenv"
+)
+
+// dial returns a client to a sandbox's guest.
+func dial(t *testing.T, vmsan testenv.Vmsan, id string) *guest.Client {
+	t.Helper()
+	client := guest.New(guest.DialSocket(vmsan.Layout.GuestSocket(id)))
+	t.Cleanup(client.Close)
+	return client
+}
+
+func TestFreeze(t *testing.T) {
+	vmsan := testenv.RequireVmsan(t)
+	t.Run("agent as init", func(t *testing.T) { testFreeze(t, vmsan) })
+	t.Run("image's init", func(t *testing.T) {
+		testFreeze(t, vmsan, "--init", "--image", systemdImage(t, vmsan), "--memory", "320m")
+	})
+}
+
+func testFreeze(t *testing.T, vmsan testenv.Vmsan, flags ...string) {
+	id := vmsan.Create(t, flags...)
+	client := dial(t, vmsan, id)
+	for range 2 {
+		if err := client.Freeze(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	wrote := make(chan error, 1)
+	go func() {
+		_, err := client.Run(t.Context(), guest.Command{Args: []string{"sh", "-c", "echo $$ >/run/writer; echo x >/srv/late"}})
+		wrote <- err
+	}()
+	// The shell itself opens the file, and sleeps where no signal reaches it.
+	vmsan.Exec(t, id, "sh", "-c", `until grep -q "^State:.D" /proc/$(cat /run/writer)/status; do sleep 0.1; done`)
+	select {
+	case err := <-wrote:
+		t.Fatalf("a write to a frozen disk came through: %v", err)
+	default:
+	}
+	for range 2 {
+		if err := client.Thaw(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := <-wrote; err != nil {
+		t.Fatal(err)
+	}
+	if got := vmsan.Exec(t, id, "cat", "/srv/late"); got != "x" {
+		t.Errorf("got %q", got)
+	}
+}
+
+func TestResize(t *testing.T) {
+	const before, after = 512 << 20, 1536 << 20
+	vmsan := testenv.RequireVmsan(t)
+	id := vmsan.Create(t, "--disk", "512m", "--image", image.DefaultName)
+	vmsan.Exec(t, id, "sh", "-c", "echo kept >/srv/file")
+	if got := diskSize(t, vmsan, id); got > before {
+		t.Fatalf("the disk begins with %d bytes", got)
+	}
+	vmsan.Run(t, "stop", id)
+	if err := os.Truncate(vmsan.Layout.Overlay(id), after); err != nil {
+		t.Fatal(err)
+	}
+	vmsan.Run(t, "start", id)
+	for range 2 {
+		got, err := dial(t, vmsan, id).Resize(t.Context())
+		if err != nil || got != after {
+			t.Fatalf("got %d bytes, error %v; want %d", got, err, after)
+		}
+	}
+	if got := diskSize(t, vmsan, id); got < after*8/10 || got > after {
+		t.Errorf("programs see %d bytes of %d", got, after)
+	}
+	vmsan.Exec(t, id, "sh", "-c", "head -c 700M /dev/zero >/srv/large && sync")
+	vmsan.Run(t, "restart", id)
+	if got := vmsan.Exec(t, id, "sh", "-c", "cat /srv/file; stat -c %s /srv/large"); got != "kept\n734003200" {
+		t.Errorf("after a restart: %q", got)
+	}
+}
+
+// diskSize is the size of the root file system in bytes, as df has it.
+func diskSize(t *testing.T, vmsan testenv.Vmsan, id string) int64 {
+	t.Helper()
+	fields := strings.Fields(vmsan.Exec(t, id, "df", "-B1", "--output=size", "/"))
+	size, err := strconv.ParseInt(fields[len(fields)-1], 10, 64)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return size
+}
+
+// A stop leaves nothing to be replayed, so that a copy of the disk is whole.
+func TestStopClosesDisk(t *testing.T) {
+	vmsan := testenv.RequireVmsan(t)
+	id := vmsan.Create(t)
+	vmsan.Exec(t, id, "sh", "-c", "echo x >/srv/file")
+	vmsan.Run(t, "stop", id)
+	super := make([]byte, 1024)
+	overlay, err := os.Open(vmsan.Layout.Overlay(id))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer overlay.Close()
+	if _, err := overlay.ReadAt(super, 1024); err != nil {
+		t.Fatal(err)
+	}
+	// s_magic and s_feature_incompat of struct ext4_super_block.
+	const needsRecovery = 0x4
+	if !bytes.Equal(super[0x38:0x3a], []byte{0x53, 0xef}) || super[0x60]&needsRecovery != 0 {
+		t.Errorf("the disk was not closed: magic %x, incompatible features %#x", super[0x38:0x3a], super[0x60])
+	}
+}
