@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"io"
+	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -15,6 +16,7 @@ import (
 	"connectrpc.com/connect"
 
 	"github.com/vmsan/vmsan/internal/guest/proto/filesystem/filesystemconnect"
+	"github.com/vmsan/vmsan/internal/guest/proto/guestv1"
 	"github.com/vmsan/vmsan/internal/guest/proto/guestv1/guestv1connect"
 	"github.com/vmsan/vmsan/internal/guest/proto/process"
 	"github.com/vmsan/vmsan/internal/guest/proto/process/processconnect"
@@ -56,7 +58,7 @@ func newGuest(t *testing.T, change ...func(*Config)) *guest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: g.agent.HostHandler()}
+	server := &http.Server{Handler: g.agent.HostHandler(), ErrorLog: log.New(io.Discard, "", 0)}
 	go server.Serve(listener)
 	g.public = httptest.NewServer(g.agent.PublicHandler())
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -259,4 +261,21 @@ func get(t *testing.T, client *http.Client, method, url string, body io.Reader, 
 		t.Fatal(err)
 	}
 	return response, string(text)
+}
+
+// panickyKernel breaks in the middle of a call.
+type panickyKernel struct{ recordingKernel }
+
+func (*panickyKernel) SetHostname(string) error { panic("broken on purpose") }
+
+// A handler that panics ends its own call; for PID 1 the alternative is the end of the guest.
+func TestPanicEndsOneCall(t *testing.T) {
+	g := newGuest(t, func(c *Config) { c.Kernel = &panickyKernel{} })
+	name := "any"
+	if _, err := g.control.Configure(t.Context(), connect.NewRequest(&guestv1.ConfigureRequest{Hostname: &name})); err == nil {
+		t.Error("a call whose handler panicked succeeded")
+	}
+	if r := g.mustRun(t, shell("echo alive")); string(r.stdout) != "alive\n" {
+		t.Errorf("after a panic a command says %q", r.stdout)
+	}
 }

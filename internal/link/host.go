@@ -3,6 +3,7 @@ package link
 import (
 	"context"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -11,6 +12,7 @@ import (
 	"unicode"
 
 	"github.com/hashicorp/yamux"
+	"golang.org/x/sys/unix"
 )
 
 // Host is the host's end of a guest link. Its methods may be called from any
@@ -63,12 +65,20 @@ func connect(control, data net.Conn) (*yamux.Session, error) {
 	default:
 	}
 	if err != nil {
-		return nil, fmt.Errorf("wait for guest: %w", err)
+		return nil, waitError(err)
 	}
 	if _, err := data.Write(n[:]); err != nil {
 		return nil, fmt.Errorf("begin session: %w", err)
 	}
 	return yamux.Client(&pipe{port: data, pending: rest}, config())
+}
+
+// waitError names the usual end of a wait: a machine that is gone.
+func waitError(err error) error {
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
+		return errors.New("the guest ended before it said ready")
+	}
+	return fmt.Errorf("wait for guest: %w", err)
 }
 
 // watchControl reads the control port for as long as it lives and keeps

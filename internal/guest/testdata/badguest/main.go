@@ -6,7 +6,6 @@ import (
 	"bufio"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
@@ -23,17 +22,17 @@ func main() {
 	fmt.Fprintf(console, "badguest is %s\n", mode)
 	switch mode {
 	case "silent":
-		select {}
 	case "gone": // and with it the kernel
 		return
 	case "babbling":
 		for _, port := range ports() {
 			go babble(port)
 		}
-		select {}
 	case "liar": // takes the host's word, repeats it, and goes on with nonsense
 		lie(ports())
-		select {}
+	}
+	for {
+		time.Sleep(time.Hour)
 	}
 }
 
@@ -52,7 +51,7 @@ func prepare() (*os.File, error) {
 		return nil, err
 	}
 	for _, path := range strings.Fields(string(list)) {
-		module, err := os.Open(filepath.Join("/modules", path))
+		module, err := os.Open(path)
 		if err != nil {
 			return nil, err
 		}
