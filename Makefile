@@ -35,7 +35,7 @@ build:
 .PHONY: deps
 deps:
 	build/apt-install.sh $(PACKAGES) $(TESTPKGS)
-	cd test/e2b && npm install --no-save --no-package-lock --no-audit --no-fund --loglevel=error
+	cd test/e2b && npm ci --no-audit --no-fund --loglevel=error
 
 .PHONY: runtime-deps
 runtime-deps:
