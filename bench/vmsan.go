@@ -25,6 +25,7 @@ import (
 type bench struct {
 	vmsan, state string
 	rounds       int
+	only         string // one measurement's name, or all
 	floor        *floor
 	rows         []row
 }
@@ -52,13 +53,25 @@ func (b *bench) command(ctx context.Context, dir string, out io.Writer, args ...
 }
 
 func (b *bench) all(ctx context.Context) error {
-	for _, measure := range []func(context.Context) error{b.coldRun, b.running, b.list} {
-		if err := measure(ctx); err != nil {
+	if b.wants("cold") {
+		if err := b.coldRun(ctx); err != nil {
+			return err
+		}
+	}
+	if b.wants("memory") || b.wants("exec") || b.wants("unary") || b.wants("stdout") {
+		if err := b.running(ctx); err != nil {
+			return err
+		}
+	}
+	if b.wants("list") {
+		if err := b.list(ctx); err != nil {
 			return err
 		}
 	}
 	return b.print()
 }
+
+func (b *bench) wants(name string) bool { return b.only == "" || b.only == name }
 
 func (b *bench) coldRun(ctx context.Context) error {
 	var ours, theirs []time.Duration
@@ -94,8 +107,14 @@ func (b *bench) running(ctx context.Context) error {
 		return err
 	}
 	defer m.stop(ctx)
-	for _, measure := range []func(context.Context, string, *machine) error{b.memory, b.exec, b.unary, b.stdout} {
-		if err := measure(ctx, vm, m); err != nil {
+	for _, part := range []struct {
+		name    string
+		measure func(context.Context, string, *machine) error
+	}{{"memory", b.memory}, {"exec", b.exec}, {"unary", b.unary}, {"stdout", b.stdout}} {
+		if !b.wants(part.name) {
+			continue
+		}
+		if err := part.measure(ctx, vm, m); err != nil {
 			return err
 		}
 	}

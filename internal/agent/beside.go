@@ -97,29 +97,14 @@ func hideConsoleLogin() error {
 
 // serveBeside is the agent that becomeInit left behind.
 func serveBeside(log *slog.Logger) error {
-	control, err := inheritPort(besideControl, link.ControlPort)
-	if err != nil {
-		return err
-	}
-	data, err := inheritPort(besideData, link.DataPort)
-	if err != nil {
-		return err
-	}
+	control := os.NewFile(besideControl, link.ControlPort)
+	data := os.NewFile(besideData, link.DataPort)
+	unix.CloseOnExec(besideControl)
+	unix.CloseOnExec(besideData)
 	unix.CloseOnExec(besideDisk)
 	unix.CloseOnExec(besideConfigured)
 	return serve(control, data, Config{
 		Logger: log, PowerOff: askInit, DiskMount: descriptorPath(besideDisk),
 		Configured: sync.OnceFunc(func() { unix.Close(besideConfigured) }),
 	})
-}
-
-// inheritPort takes over a file that the parent opened. It shares the file
-// description, so it has to be told again not to block: only then does the
-// runtime wait for it in its poller.
-func inheritPort(fd int, name string) (*os.File, error) {
-	if err := unix.SetNonblock(fd, true); err != nil {
-		return nil, fmt.Errorf("take over guest link: %w", err)
-	}
-	unix.CloseOnExec(fd)
-	return os.NewFile(uintptr(fd), name), nil
 }

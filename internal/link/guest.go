@@ -12,29 +12,29 @@ import (
 	"github.com/hashicorp/yamux"
 )
 
-// Port is the guest's end of a virtio-serial port, an *os.File in the poller.
-type Port interface {
-	io.ReadWriteCloser
-	SetReadDeadline(time.Time) error
-}
-
 // Guest is the guest's end of a guest link: it accepts streams from one
 // session of the host after the other. It is a net.Listener.
 type Guest struct {
-	control, data Port
+	control, data io.ReadWriteCloser
 	streams       chan net.Conn
 	done          chan struct{}
 	close         func() error
+
+	mu      sync.Mutex // guards current
+	current *session
 }
 
-// Listen serves the two ports until Close or until the control port fails.
-func Listen(control, data Port) *Guest {
-	g := &Guest{control: guestPort{control}, data: guestPort{data}, streams: make(chan net.Conn), done: make(chan struct{})}
+// Listen serves the two ports until Close or until one of them fails. They
+// should block, and so be files outside the runtime's poller, which would
+// otherwise be woken by the completion of each write.
+func Listen(control, data io.ReadWriteCloser) *Guest {
+	g := &Guest{control: control, data: data, streams: make(chan net.Conn), done: make(chan struct{})}
 	g.close = sync.OnceValue(func() error {
 		close(g.done)
 		return errors.Join(control.Close(), data.Close())
 	})
-	go g.serve()
+	go g.obey()
+	go g.receive()
 	return g
 }
 
@@ -45,52 +45,100 @@ func Fail(control io.Writer, reason error) error {
 	return writeMessage(control, message{Failed: text[:min(len(text), maxLine/8)]})
 }
 
-func (g *Guest) serve() {
-	defer g.Close()
-	var current *session
-	defer func() { current.end() }()
-	// A line too long to be a message ends the reading of one host; the
-	// next one begins afresh.
-	readMessages(g.control, func(m message) bool {
-		n, ok := m.reset()
-		if !ok {
-			return true
+// patient is a port in the guest. It reads as ended while the host's side is
+// not connected (drivers/char/virtio_console.c, port_fops_read), as it is for
+// a moment after the driver has loaded; that is waited out.
+type patient struct{ port io.Reader }
+
+func (p patient) Read(b []byte) (int, error) {
+	for wait := time.Millisecond; ; wait = min(2*wait, 100*time.Millisecond) {
+		n, err := p.port.Read(b)
+		if n > 0 || err != io.EOF {
+			return n, err
 		}
-		current.end()
-		current = g.begin(n)
-		return true
-	})
+		time.Sleep(wait)
+	}
 }
 
-// begin starts a session in the background, so that a host which dies before
-// its nonce has come through does not keep the next one from resetting.
-func (g *Guest) begin(n nonce) *session {
-	s := &session{pipe: &pipe{port: g.data, lent: true}, ended: make(chan struct{})}
+// obey begins a session each time the host asks for one.
+func (g *Guest) obey() {
+	defer g.Close()
+	// A line too long to be a message ends the reading of one host; the
+	// next one begins afresh.
+	readMessages(patient{g.control}, func(m message) bool {
+		if n, ok := m.reset(); ok {
+			g.replace(n)
+		}
+		return true
+	})
+	g.swap(nil).end()
+}
+
+// receive hands what comes over the data port to the session there is. What
+// comes while there is none was meant for an old one.
+func (g *Guest) receive() {
+	defer g.Close()
+	buf := make([]byte, 32<<10)
+	for port := (patient{g.data}); ; {
+		n, err := port.Read(buf)
+		if err != nil {
+			return
+		}
+		g.mu.Lock()
+		current := g.current
+		g.mu.Unlock()
+		if current != nil {
+			current.in.Write(buf[:n])
+		}
+	}
+}
+
+func (g *Guest) swap(next *session) (old *session) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	old, g.current = g.current, next
+	return old
+}
+
+// replace ends the session there is, if any, and begins another, in the
+// background, so that a host which dies before its nonce has come through
+// does not keep the next one from resetting.
+func (g *Guest) replace(n nonce) {
+	g.swap(nil).end()
+	r, w := io.Pipe()
+	s := &session{PipeReader: r, frameWriter: &frameWriter{port: g.data}, in: w, ended: make(chan struct{})}
+	g.swap(s)
 	go func() {
 		defer close(s.ended)
 		if err := s.run(n, g); err != nil && !errors.Is(err, errReset) {
 			fmt.Fprintf(os.Stderr, "guest link: %v\n", err)
 		}
 	}()
-	return s
 }
 
 // session is one host's conversation on the data port.
 type session struct {
-	pipe  *pipe
+	*io.PipeReader
+	*frameWriter
+	in    *io.PipeWriter // what the port has for the session
 	ended chan struct{}
 }
 
+// Close ends the session and leaves the port open.
+func (s *session) Close() error {
+	s.PipeReader.CloseWithError(errReset)
+	return s.in.CloseWithError(errReset)
+}
+
 func (s *session) run(n nonce, g *Guest) error {
-	if _, err := s.pipe.Write(n[:]); err != nil {
+	if _, err := s.Write(n[:]); err != nil {
 		return fmt.Errorf("answer host: %w", err)
 	}
-	rest, err := discardUntil(s.pipe, n)
+	rest, err := discardUntil(s, n)
 	if err != nil {
 		return err
 	}
-	s.pipe.pending = rest
-	mux, err := yamux.Server(s.pipe, config())
+	mux, err := yamux.Server(conversation(rest, s, s, s), config())
 	if err != nil {
 		return err
 	}
@@ -108,14 +156,15 @@ func (s *session) run(n nonce, g *Guest) error {
 	}
 }
 
-// end stops s and returns when it no longer touches the data port.
+// end stops s and returns when it no longer touches the data port. Nil is
+// fine.
 func (s *session) end() {
 	if s == nil {
 		return
 	}
-	s.pipe.Close()
+	s.Close()
 	<-s.ended
-	s.pipe.drain()
+	s.stop()
 }
 
 // Accept returns the next stream.

@@ -70,7 +70,7 @@ func connect(control, data net.Conn) (*yamux.Session, error) {
 	if _, err := data.Write(n[:]); err != nil {
 		return nil, fmt.Errorf("begin session: %w", err)
 	}
-	return yamux.Client(&pipe{port: data, pending: rest}, config())
+	return yamux.Client(conversation(rest, data, &frameWriter{port: data}, data), config())
 }
 
 // waitError names the usual end of a wait: a machine that is gone.

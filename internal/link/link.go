@@ -121,6 +121,16 @@ func discardUntil(r io.Reader, n nonce) (rest []byte, err error) {
 	}
 }
 
+// conversation is what yamux speaks over: pending has been read from r
+// already.
+func conversation(pending []byte, r io.Reader, w io.Writer, c io.Closer) io.ReadWriteCloser {
+	return struct {
+		io.Reader
+		io.Writer
+		io.Closer
+	}{io.MultiReader(bytes.NewReader(pending), r), w, c}
+}
+
 // config is yamux without its clocks: a guest may be paused for days, and
 // that must not break a stream.
 func config() *yamux.Config {

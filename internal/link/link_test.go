@@ -48,7 +48,7 @@ func (w wire) open(t *testing.T) net.Conn {
 	return conn
 }
 
-func echoGuest(t *testing.T, control, data Port) {
+func echoGuest(t *testing.T, control, data io.ReadWriteCloser) {
 	t.Helper()
 	guest := Listen(control, data)
 	var streams sync.WaitGroup
