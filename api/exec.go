@@ -51,9 +51,33 @@ type Process struct {
 	Kept bool `json:"kept"`
 }
 
+// Signalled is a signal that was sent.
+type Signalled struct {
+	VM     string `json:"vm"`
+	PID    int    `json:"pid"`
+	Signal int    `json:"signal"`
+}
+
+// Log is what a sandbox wrote to its console.
+type Log struct {
+	VM  string `json:"vm"`
+	Log Output `json:"log"`
+}
+
+// Results is what a command did to the sandboxes that were named, in their
+// order.
+type Results struct {
+	Results []Result `json:"results"`
+}
+
 // Result is what a command that takes several sandboxes did to one of them.
 type Result struct {
 	VM string `json:"vm"`
+	// Status is the sandbox's status now; empty if it is gone or that is not
+	// known.
+	Status Status `json:"status,omitempty"`
+	// Trace is how long the stages of a start took.
+	Trace []Stage `json:"trace,omitempty"`
 	// Error is absent if it went well.
 	Error *Error `json:"error,omitempty"`
 }

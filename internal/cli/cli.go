@@ -34,9 +34,6 @@ type app struct {
 	stdout io.Writer
 	stderr io.Writer
 	log    *slog.Logger
-
-	// execs is true once a command runs whose exit codes are the guest's.
-	execs bool
 }
 
 // Main is the program. It returns the exit code.
@@ -87,39 +84,98 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root.SetArgs(args)
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
-	err := root.ExecuteContext(ctx)
-	return a.finish(err)
+	cmd, err := root.ExecuteContextC(ctx)
+	// A wrong flag ends the parsing, maybe before it came to --json.
+	a.json = a.json || err != nil && asksJSON(args)
+	return a.finish(err, cmd.Annotations[guestExits] != "")
 }
 
+// asksJSON tells whether --json is among our own arguments.
+func asksJSON(args []string) bool {
+	for _, arg := range args {
+		switch arg {
+		case "--":
+			return false
+		case "--json", "--json=true":
+			return true
+		}
+	}
+	return false
+}
+
+// guestExits marks commands whose exit code is that of the guest's command.
+const guestExits = "guest-exits"
+
+var passesExit = map[string]string{guestExits: "yes"}
+
 func (a *app) rootCommand() *cobra.Command {
+	var version bool
 	root := &cobra.Command{
 		Use:   "vmsan",
 		Short: "Run code nobody has to trust in microVMs",
-		Long: "vmsan runs code nobody has to trust, each piece in a microVM of its own with its own kernel.\n\n" +
-			"Try: vmsan run -- uname -a",
+		Long: "vmsan runs code nobody has to trust, each piece in a microVM of its own with its own kernel.\n" +
+			"A sandbox is such a machine with a disk of its own. Commands take its id, the beginning of its id, or its name.",
+		Example: "  vmsan run -- uname -a          one command in a new sandbox, which is then removed\n" +
+			"  vmsan create --name web        a sandbox that stays\n" +
+			"  vmsan exec web ls -la /        a command in it\n" +
+			"  vmsan stop web; vmsan rm web   shut it down; remove it with its disk",
 		SilenceErrors:              true,
 		SilenceUsage:               true,
 		SuggestionsMinimumDistance: 2,
-		PersistentPreRunE:          func(*cobra.Command, []string) error { return a.prepare() },
+		PersistentPreRunE:          func(cmd *cobra.Command, _ []string) error { return a.prepare(cmd) },
+		CompletionOptions:          cobra.CompletionOptions{DisableDefaultCmd: true},
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if version {
+				return a.runVersion()
+			}
+			return cmd.Help()
+		},
 	}
+	root.Flags().BoolVar(&version, "version", false, "print the version")
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.dir, "dir", os.Getenv("VMSAN_DIR"), "state directory (env VMSAN_DIR)")
+	flags.StringVar(&a.dir, "dir", "", "state `DIRECTORY` (default: $VMSAN_DIR, or /var/lib/vmsan for root and ~/.local/state/vmsan for others)")
 	flags.BoolVar(&a.json, "json", false, "print one JSON document on stdout")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "print results only")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return api.Errorf(api.ErrUsage, "%w", err).WithHint("%s --help", cmd.CommandPath())
 	})
-	root.AddCommand(
-		a.setupCommand(), a.runCommand(), a.createCommand(), a.listCommand(), a.inspectCommand(),
-		a.execCommand(), a.psCommand(), a.attachCommand(), a.killCommand(), a.logsCommand(),
-		a.startCommand(), a.stopCommand(), a.restartCommand(), a.removeCommand(), a.waitCommand(),
-		a.renameCommand(), a.versionCommand(),
-	)
+	a.addCommands(root)
 	return root
 }
 
-func (a *app) prepare() error {
+func (a *app) addCommands(root *cobra.Command) {
+	for _, group := range []struct {
+		title    string
+		commands []*cobra.Command
+	}{
+		{"Sandboxes:", []*cobra.Command{
+			a.runCommand(), a.createCommand(), a.listCommand(), a.inspectCommand(), a.startCommand(), a.stopCommand(),
+			a.restartCommand(), a.removeCommand(), a.waitCommand(), a.renameCommand(), a.logsCommand(),
+		}},
+		{"Commands in a sandbox:", []*cobra.Command{
+			a.execCommand(), a.psCommand(), a.attachCommand(), a.killCommand(),
+		}},
+		{"This program:", []*cobra.Command{
+			a.setupCommand(), a.versionCommand(), a.completionCommand(root),
+		}},
+	} {
+		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})
+		for _, cmd := range group.commands {
+			cmd.GroupID = group.title
+			root.AddCommand(cmd)
+		}
+	}
+	root.SetHelpCommandGroupID("This program:")
+}
+
+func (a *app) prepare(cmd *cobra.Command) error {
+	if cmd.Flags().Changed("dir") && a.dir == "" {
+		return api.Errorf(api.ErrValidationStateDir, "Invalid --dir: it is empty.").WithFlag("--dir")
+	}
+	if a.dir == "" {
+		a.dir = os.Getenv("VMSAN_DIR")
+	}
 	level := slog.LevelWarn
 	switch {
 	case a.quiet:

@@ -15,7 +15,9 @@ func (a *app) createCommand() *cobra.Command {
 		Use:     "create [flags]",
 		Short:   "Create and start a sandbox",
 		Example: "  vmsan create --name web --memory 512m",
-		Args:    arguments(cobra.NoArgs),
+		Long: "create makes a sandbox, starts it and prints its id. It stays until it is removed; its disk also outlives\n" +
+			"stop and start. If vmsan has not been set up here yet, that is done first.",
+		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			if err := f.complete(cmd); err != nil {
 				return err
@@ -23,7 +25,7 @@ func (a *app) createCommand() *cobra.Command {
 			return a.runCreate(cmd.Context(), f)
 		},
 	}
-	f.register(cmd)
+	f.register(a, cmd)
 	return cmd
 }
 

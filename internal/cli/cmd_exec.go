@@ -20,7 +20,7 @@ type execFlags struct {
 	env     []string
 	workdir string
 	user    string
-	timeout time.Duration
+	timeout string
 	noStdin bool
 	detach  bool
 }
@@ -34,24 +34,25 @@ func (a *app) execCommand() *cobra.Command {
 			"command's, flags included. Standard input is passed on unless it is a terminal or /dev/null.\n\n" +
 			"Exit codes: the command's own; 128+N if signal N ended it; 124 if --timeout did; 125 if vmsan failed;\n" +
 			"126 if the command cannot be executed; 127 if it was not found.",
-		Example: "  vmsan exec web ls -la /tmp\n  tar -c . | vmsan exec web tar -x -C /srv",
-		Args:    arguments(cobra.MinimumNArgs(2)),
+		Example:           "  vmsan exec web ls -la /tmp\n  tar -c . | vmsan exec web tar -x -C /srv",
+		Args:              arguments(cobra.MinimumNArgs(2)),
+		Annotations:       passesExit,
+		ValidArgsFunction: a.completeVM,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			a.execs = true
 			return a.runExec(cmd.Context(), f, args[0], args[1:])
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
-	cmd.Flags().StringArrayVarP(&f.env, "env", "e", nil, "environment variable, KEY=VALUE (may be repeated)")
-	cmd.Flags().StringVarP(&f.workdir, "workdir", "w", "", "directory to run in")
-	cmd.Flags().StringVarP(&f.user, "user", "u", "", "user to run as: a name or number")
+	cmd.Flags().StringArrayVarP(&f.env, "env", "e", nil, "environment variable, `KEY=VALUE` (may be repeated)")
+	cmd.Flags().StringVarP(&f.workdir, "workdir", "w", "", "`DIRECTORY` to run in")
+	cmd.Flags().StringVarP(&f.user, "user", "u", "", "`USER` to run as: a name or number, also with :GROUP")
 	f.registerCommon(cmd)
 	cmd.Flags().BoolVarP(&f.detach, "detach", "d", false, "leave it running and print its process id")
 	return cmd
 }
 
 func (f *execFlags) registerCommon(cmd *cobra.Command) {
-	cmd.Flags().DurationVar(&f.timeout, "timeout", 0, "kill the command after this long")
+	cmd.Flags().StringVar(&f.timeout, "timeout", "", "kill the command after this `TIME`: 1m30s, or seconds (default: never)")
 	cmd.Flags().BoolVarP(&f.noStdin, "no-stdin", "n", false, "do not pass standard input on")
 	// Accepted because fingers type it; input is passed on anyway.
 	cmd.Flags().BoolP("interactive", "i", false, "pass standard input on (the default)")
@@ -72,14 +73,16 @@ func (f *execFlags) command(args []string) (guest.Command, error) {
 	if err := sandbox.CheckUser(f.user); err != nil {
 		return guest.Command{}, err
 	}
-	if f.timeout < 0 {
-		return guest.Command{}, api.Errorf(api.ErrValidationDuration, "Invalid --timeout: %s. Must not be negative.", f.timeout).
-			WithFlag("--timeout")
+	timeout := time.Duration(0)
+	if f.timeout != "" {
+		if timeout, err = sandbox.ParseDuration("--timeout", f.timeout); err != nil {
+			return guest.Command{}, err
+		}
 	}
 	if args[0] == "" {
 		return guest.Command{}, api.Errorf(api.ErrUsage, "the command is empty")
 	}
-	return guest.Command{Args: args, Env: env, Dir: f.workdir, User: f.user, Timeout: f.timeout}, nil
+	return guest.Command{Args: args, Env: env, Dir: f.workdir, User: f.user, Timeout: timeout}, nil
 }
 
 func (a *app) runExec(ctx context.Context, f execFlags, ref string, args []string) error {
@@ -131,7 +134,7 @@ func (a *app) execute(ctx context.Context, service *sandbox.Service, record *sto
 		command.Stdin = a.stdin
 	}
 	if a.json {
-		return a.executeJSON(ctx, client, record, command)
+		return a.executeJSON(ctx, service, client, record, command)
 	}
 	command.Stdout, command.Stderr = a.stdout, a.stderr
 	exit, err := client.Run(ctx, command)
@@ -151,12 +154,12 @@ func exitOrNil(exit guest.Exit) error {
 // maxCaptured is how much output --json can hold, each of stdout and stderr.
 const maxCaptured = 32 << 20
 
-func (a *app) executeJSON(ctx context.Context, client *guest.Client, record *store.Record, command guest.Command) error {
+func (a *app) executeJSON(ctx context.Context, service *sandbox.Service, client *guest.Client, record *store.Record, command guest.Command) error {
 	stdout, stderr := capture{limit: maxCaptured}, capture{limit: maxCaptured}
 	command.Stdout, command.Stderr = &stdout, &stderr
 	exit, err := client.Run(ctx, command)
 	if err != nil {
-		return err
+		return service.Explain(ctx, record, err)
 	}
 	a.printExecution(record, exit, stdout, stderr)
 	return exitOrNil(exit)

@@ -15,7 +15,9 @@ func (a *app) inspectCommand() *cobra.Command {
 		Short:   "Print everything about sandboxes, as JSON",
 		Long:    "inspect prints a JSON object for one sandbox, and an array for several.",
 		Args:    arguments(cobra.MinimumNArgs(1)),
-		RunE:    func(cmd *cobra.Command, args []string) error { return a.runInspect(cmd.Context(), args) },
+
+		ValidArgsFunction: a.completeVMs,
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.runInspect(cmd.Context(), args) },
 	}
 }
 

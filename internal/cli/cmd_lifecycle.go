@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"slices"
 	"sync"
@@ -22,16 +21,15 @@ func (a *app) startCommand() *cobra.Command {
 		Use:   "start VM...",
 		Short: "Start stopped sandboxes from their own disks",
 		Args:  arguments(cobra.MinimumNArgs(1)),
+
+		ValidArgsFunction: a.completeVMs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(args, func(s *sandbox.Service, ref string) (string, error) {
-				record, err := s.Start(cmd.Context(), ref)
-				if err != nil {
-					return ref, err
-				}
-				if trace && !a.json {
+			return a.each(args, func(s *sandbox.Service, id string) (api.Result, error) {
+				record, err := s.Start(cmd.Context(), id)
+				if trace && err == nil && !a.json {
 					a.printTrace(record.Trace)
 				}
-				return record.ID, nil
+				return started(record), err
 			})
 		},
 	}
@@ -39,60 +37,97 @@ func (a *app) startCommand() *cobra.Command {
 	return cmd
 }
 
+// started is what a start made of a sandbox.
+func started(r *store.Record) api.Result {
+	result := ended(r)
+	if r != nil {
+		result.Trace = r.Trace
+	}
+	return result
+}
+
+// ended is what became of a sandbox whose record is r.
+func ended(r *store.Record) api.Result {
+	if r == nil {
+		return api.Result{}
+	}
+	return api.Result{VM: r.ID, Status: r.Status}
+}
+
 func (a *app) stopCommand() *cobra.Command {
-	var grace time.Duration
+	var timeout string
 	cmd := &cobra.Command{
 		Use:   "stop VM...",
 		Short: "Shut sandboxes down; their disks stay",
-		Args:  arguments(cobra.MinimumNArgs(1)),
+		Long: "stop asks the guest to shut down, which ends its programs and writes its disk, and ends the machine when it\n" +
+			"has, or when --timeout has passed. It is no error if a sandbox does not run.",
+		Args: arguments(cobra.MinimumNArgs(1)),
+
+		ValidArgsFunction: a.completeVMs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(args, func(s *sandbox.Service, ref string) (string, error) {
-				return a.stopOne(cmd.Context(), s, ref, grace)
+			grace, err := parseGrace(timeout)
+			if err != nil {
+				return err
+			}
+			return a.each(args, func(s *sandbox.Service, id string) (api.Result, error) {
+				return a.stopOne(cmd.Context(), s, id, grace)
 			})
 		},
 	}
-	registerGrace(cmd, &grace)
+	registerGrace(cmd, &timeout)
 	return cmd
 }
 
-func (a *app) stopOne(ctx context.Context, s *sandbox.Service, ref string, grace time.Duration) (string, error) {
-	before, err := s.Stop(ctx, ref, grace)
+func (a *app) stopOne(ctx context.Context, s *sandbox.Service, id string, grace time.Duration) (api.Result, error) {
+	before, err := s.Stop(ctx, id, grace)
 	if err != nil {
-		return ref, err
+		return api.Result{}, err
 	}
 	if !before.Running() {
 		a.say("VM %s is not running (current status: %s)", before.ID, before.Status)
+		return ended(before), nil
 	}
-	return before.ID, nil
+	return api.Result{VM: id, Status: api.StatusStopped}, nil
 }
 
 func (a *app) restartCommand() *cobra.Command {
-	var grace time.Duration
+	var timeout string
 	cmd := &cobra.Command{
 		Use:   "restart VM...",
 		Short: "Stop sandboxes and start them again",
 		Args:  arguments(cobra.MinimumNArgs(1)),
+
+		ValidArgsFunction: a.completeVMs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(args, func(s *sandbox.Service, ref string) (string, error) {
-				record, err := s.Restart(cmd.Context(), ref, grace)
-				return idOr(record, ref), err
+			grace, err := parseGrace(timeout)
+			if err != nil {
+				return err
+			}
+			return a.each(args, func(s *sandbox.Service, id string) (api.Result, error) {
+				record, err := s.Restart(cmd.Context(), id, grace)
+				return started(record), err
 			})
 		},
 	}
-	registerGrace(cmd, &grace)
+	registerGrace(cmd, &timeout)
 	return cmd
 }
 
-func registerGrace(cmd *cobra.Command, grace *time.Duration) {
-	cmd.Flags().DurationVarP(grace, "timeout", "t", monitor.DefaultGrace, "how long the guest may take to shut down; 0: it is not asked")
-	check := cmd.Args
-	cmd.Args = func(cmd *cobra.Command, args []string) error {
-		if *grace < 0 || *grace > 24*time.Hour {
-			return api.Errorf(api.ErrValidationDuration, "Invalid --timeout: %s. Must be between 0 and 24h.", *grace).
-				WithFlag("--timeout")
-		}
-		return check(cmd, args)
+func registerGrace(cmd *cobra.Command, timeout *string) {
+	cmd.Flags().StringVarP(timeout, "timeout", "t", monitor.DefaultGrace.String(),
+		"how long the guest may take to shut down: a `TIME` like 1m30s, or seconds; 0: it is not asked")
+}
+
+// maxGrace bounds how long a guest may be waited for.
+const maxGrace = 24 * time.Hour
+
+func parseGrace(text string) (time.Duration, error) {
+	grace, err := sandbox.ParseDuration("--timeout", text)
+	if err == nil && grace > maxGrace {
+		err = api.Errorf(api.ErrValidationDuration, "Invalid --timeout: %.80q. Must be between 0 and 24h.", text).
+			WithFlag("--timeout")
 	}
+	return grace, err
 }
 
 func (a *app) removeCommand() *cobra.Command {
@@ -102,9 +137,12 @@ func (a *app) removeCommand() *cobra.Command {
 		Aliases: []string{"rm"},
 		Short:   "Remove sandboxes with their disks",
 		Args:    arguments(cobra.MinimumNArgs(1)),
+
+		ValidArgsFunction: a.completeVMs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(args, func(s *sandbox.Service, ref string) (string, error) {
-				return s.Remove(cmd.Context(), ref, force)
+			return a.each(args, func(s *sandbox.Service, id string) (api.Result, error) {
+				_, err := s.Remove(cmd.Context(), id, force)
+				return api.Result{VM: id}, err
 			})
 		},
 	}
@@ -114,9 +152,13 @@ func (a *app) removeCommand() *cobra.Command {
 
 func (a *app) renameCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "rename VM NAME",
-		Short: "Give a sandbox another name",
-		Args:  arguments(cobra.ExactArgs(2)),
+		Use:     "rename VM NAME",
+		Short:   "Give a sandbox another name",
+		Long:    "rename gives a sandbox another name. An empty NAME takes its name away.",
+		Example: "  vmsan rename web www",
+		Args:    arguments(cobra.ExactArgs(2)),
+
+		ValidArgsFunction: a.completeVM,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			service, err := a.service()
 			if err != nil {
@@ -139,82 +181,91 @@ func (a *app) waitCommand() *cobra.Command {
 		Use:   "wait VM...",
 		Short: "Wait until sandboxes have stopped",
 		Args:  arguments(cobra.MinimumNArgs(1)),
+
+		ValidArgsFunction: a.completeVMs,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.each(args, func(s *sandbox.Service, ref string) (string, error) {
-				record, err := s.Wait(cmd.Context(), ref)
-				if api.HasCode(err, api.ErrVMNotFound) && store.ValidID(ref) {
-					return ref, err
+			return a.each(args, func(s *sandbox.Service, id string) (api.Result, error) {
+				record, err := s.Wait(cmd.Context(), id)
+				if api.HasCode(err, api.ErrVMNotFound) {
+					// It was there when we began: removed is stopped, too.
+					return api.Result{VM: id}, nil
 				}
-				return idOr(record, ref), err
+				return ended(record), err
 			})
 		},
 	}
 }
 
-func idOr(r *store.Record, ref string) string {
-	if r == nil {
-		return ref
-	}
-	return r.ID
-}
-
 // atOnce is how many sandboxes are worked on at a time.
 const atOnce = 8
 
-// each does something with several sandboxes side by side, each named once.
-// It prints the ids of those that it went well with, in their order, and
-// fails with the first failure when it has tried all.
-func (a *app) each(refs []string, do func(*sandbox.Service, string) (id string, err error)) error {
+// each does something with several sandboxes side by side. Unless all of them
+// exist nothing is done. It prints the ids of those that it went well with,
+// in their order, and fails as the first failure when it has tried all.
+func (a *app) each(refs []string, do func(s *sandbox.Service, id string) (api.Result, error)) error {
 	service, err := a.service()
 	if err != nil {
 		return err
 	}
-	slices.Sort(refs)
-	refs = slices.Compact(refs)
-	results := make([]api.Result, len(refs))
-	errs := make([]error, len(refs))
+	ids, err := findAll(service, refs)
+	if err != nil {
+		return err
+	}
+	results := make([]api.Result, len(ids))
+	errs := make([]error, len(ids))
 	places := make(chan struct{}, atOnce)
 	var all sync.WaitGroup
-	for i, ref := range refs {
+	for i, id := range ids {
 		all.Go(func() {
 			places <- struct{}{}
 			defer func() { <-places }()
-			results[i].VM, errs[i] = do(service, ref)
+			results[i], errs[i] = do(service, id)
+			results[i].VM = id
 		})
 	}
 	all.Wait()
 	return a.printResults(results, errs)
 }
 
-func (a *app) printResults(results []api.Result, errs []error) error {
-	if !a.json {
-		for i, r := range results {
-			if errs[i] == nil {
-				fmt.Fprintln(a.stdout, r.VM)
-			}
+// findAll returns the ids of the sandboxes that refs name, each once.
+func findAll(service *sandbox.Service, refs []string) ([]string, error) {
+	var ids []string
+	for _, ref := range refs {
+		id, err := service.Find(ref)
+		if err != nil {
+			return nil, err
 		}
-		return errors.Join(errs...)
+		if !slices.Contains(ids, id) {
+			ids = append(ids, id)
+		}
 	}
+	return ids, nil
+}
+
+// printResults prints what became of each sandbox. A single failure is
+// printed like any other command's.
+func (a *app) printResults(results []api.Result, errs []error) error {
 	if len(errs) == 1 && errs[0] != nil {
 		return errs[0]
 	}
-	var first error
+	var status error
 	for i, err := range errs {
-		if err != nil {
-			results[i].Error = api.AsError(err)
-			first = cmpOr(first, err)
+		switch {
+		case err == nil && !a.json:
+			fmt.Fprintln(a.stdout, results[i].VM)
+		case err != nil:
+			failure := api.AsError(err)
+			results[i].Error = failure
+			if status == nil {
+				status = exitStatus(api.Codes[failure.Code].Kind)
+			}
+			if !a.json {
+				a.printError(failure)
+			}
 		}
 	}
-	a.printJSON(map[string]any{"results": results})
-	if first != nil {
-		return exitStatus(api.Codes[api.AsError(first).Code].Kind)
+	if a.json {
+		a.printJSON(api.Results{Results: results})
 	}
-	return nil
-}
-
-func cmpOr(a, b error) error {
-	if a != nil {
-		return a
-	}
-	return b
+	return status
 }

@@ -18,6 +18,7 @@ func (a *app) listCommand() *cobra.Command {
 		Use:     "list",
 		Aliases: []string{"ls"},
 		Short:   "List sandboxes",
+		Long:    "list prints the sandboxes, the oldest first. With --quiet it prints their ids alone.",
 		Args:    arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) (err error) {
 			filter.Status = api.Status(status)
@@ -31,10 +32,11 @@ func (a *app) listCommand() *cobra.Command {
 			return a.runList(cmd.Context(), filter)
 		},
 	}
-	cmd.Flags().StringVar(&filter.Name, "name", "", "only the one with this name")
-	cmd.Flags().StringVar(&filter.Project, "project", "", "only those of this project")
-	cmd.Flags().StringArrayVar(&labels, "label", nil, "only those with this label, KEY=VALUE (may be repeated)")
-	cmd.Flags().StringVar(&status, "status", "", "only those with this status")
+	cmd.Flags().StringVar(&filter.Name, "name", "", "only the one with this `NAME`")
+	cmd.Flags().StringVar(&filter.Project, "project", "", "only those of this `PROJECT`")
+	cmd.Flags().StringArrayVar(&labels, "label", nil, "only those with this label, `KEY=VALUE` (may be repeated)")
+	cmd.Flags().StringVar(&status, "status", "", "only those with this `STATUS`: creating, running, paused, stopped or error")
+	completeChoice(cmd, "status", "creating", "running", "paused", "stopped", "error")
 	return cmd
 }
 

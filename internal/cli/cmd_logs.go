@@ -17,9 +17,10 @@ import (
 func (a *app) logsCommand() *cobra.Command {
 	var follow, monitorLog bool
 	cmd := &cobra.Command{
-		Use:   "logs VM",
-		Short: "Print what a sandbox wrote to its console",
-		Args:  arguments(cobra.ExactArgs(1)),
+		Use:               "logs VM",
+		Short:             "Print what a sandbox wrote to its console",
+		ValidArgsFunction: a.completeVM,
+		Args:              arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.runLogs(cmd.Context(), args[0], follow, monitorLog)
 		},
@@ -41,6 +42,12 @@ func (a *app) runLogs(ctx context.Context, ref string, follow, monitorLog bool) 
 	path := service.ConsolePath(record.ID)
 	if monitorLog {
 		path = service.MonitorLogPath(record.ID)
+	}
+	if a.json && follow {
+		// One document holds what there will be.
+		if _, err := service.Wait(ctx, record.ID); err != nil {
+			return err
+		}
 	}
 	if a.json {
 		return a.logsJSON(record.ID, path)
@@ -75,7 +82,7 @@ func (a *app) logsJSON(id, path string) error {
 			return fmt.Errorf("read log of %s: %w", id, err)
 		}
 	}
-	a.printJSON(map[string]any{"vm": id, "log": api.NewOutput(text)})
+	a.printJSON(api.Log{VM: id, Log: api.NewOutput(text)})
 	return nil
 }
 

@@ -17,9 +17,10 @@ import (
 
 func (a *app) psCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "ps VM",
-		Short: "List the commands that were started in a sandbox",
-		Args:  arguments(cobra.ExactArgs(1)),
+		Use:               "ps VM",
+		Short:             "List the commands that were started in a sandbox",
+		ValidArgsFunction: a.completeVM,
+		Args:              arguments(cobra.ExactArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.withGuest(cmd.Context(), args[0], func(_ *sandbox.Service, _ *store.Record, client *guest.Client) error {
 				return a.runPs(cmd.Context(), client)
@@ -69,11 +70,12 @@ func processState(p guest.Process) string {
 
 func (a *app) attachCommand() *cobra.Command {
 	return &cobra.Command{
-		Use:   "attach VM PID",
-		Short: "Print what a detached command has put out, and go on until it ends",
-		Args:  arguments(cobra.ExactArgs(2)),
+		Use:               "attach VM PID",
+		Annotations:       passesExit,
+		ValidArgsFunction: a.completeVM,
+		Short:             "Print what a detached command has put out, and go on until it ends",
+		Args:              arguments(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			a.execs = true
 			pid, err := parsePID(args[1])
 			if err != nil {
 				return err
@@ -105,9 +107,10 @@ func (a *app) runAttach(ctx context.Context, s *sandbox.Service, r *store.Record
 func (a *app) killCommand() *cobra.Command {
 	var signal string
 	cmd := &cobra.Command{
-		Use:   "kill VM PID",
-		Short: "Send a signal to a command in a sandbox, and to all it started",
-		Args:  arguments(cobra.ExactArgs(2)),
+		Use:               "kill VM PID",
+		ValidArgsFunction: a.completeVM,
+		Short:             "Send a signal to a command in a sandbox, and to all it started",
+		Args:              arguments(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			number, err := parseSignal(signal)
 			if err != nil {
@@ -122,13 +125,14 @@ func (a *app) killCommand() *cobra.Command {
 					return err
 				}
 				if a.json {
-					a.printJSON(api.Started{VM: r.ID, PID: pid})
+					a.printJSON(api.Signalled{VM: r.ID, PID: pid, Signal: number})
 				}
 				return nil
 			})
 		},
 	}
-	cmd.Flags().StringVarP(&signal, "signal", "s", "KILL", "signal, by name or number")
+	cmd.Flags().StringVarP(&signal, "signal", "s", "KILL", "`SIGNAL`, by name or number")
+	completeChoice(cmd, "signal", "TERM", "KILL", "INT", "HUP", "STOP", "CONT", "USR1", "USR2")
 	return cmd
 }
 

@@ -16,10 +16,11 @@ func (a *app) runCommand() *cobra.Command {
 		Short: "Run a command in a new sandbox and remove it",
 		Long: "run creates a sandbox, runs a command in it, exits as the command does and leaves nothing behind, also\n" +
 			"if vmsan itself is killed. Without --, the first argument is the image. Exit codes: see exec.",
-		Example: "  vmsan run -- uname -a\n  vmsan run debian -- python3 -c 'print(6*7)'",
-		Args:    arguments(cobra.MinimumNArgs(1)),
+		Example:           "  vmsan run -- uname -a\n  vmsan run debian -- python3 -c 'print(6*7)'",
+		Args:              arguments(cobra.MinimumNArgs(1)),
+		Annotations:       passesExit,
+		ValidArgsFunction: a.completeImage,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			a.execs = true
 			if err := f.complete(cmd); err != nil {
 				return err
 			}
@@ -31,7 +32,7 @@ func (a *app) runCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
-	f.register(cmd)
+	f.register(a, cmd)
 	e.registerCommon(cmd)
 	return cmd
 }

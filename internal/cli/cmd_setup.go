@@ -22,17 +22,19 @@ func (a *app) setupCommand() *cobra.Command {
 			"once under each accelerator to find out which ones work on this host. It can be run again at any time.",
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.Kernel != "" && o.KernelDeb != "" {
+				return exclusive("--kernel", "--kernel-deb")
+			}
 			if check {
 				return a.runSetupCheck()
 			}
 			return a.runSetup(cmd.Context(), o)
 		},
 	}
-	cmd.Flags().StringVar(&o.Kernel, "kernel", "", "use this kernel: a vmlinux or bzImage")
-	cmd.Flags().StringVar(&o.KernelDeb, "kernel-deb", "", "use the kernel in this Debian package")
+	cmd.Flags().StringVar(&o.Kernel, "kernel", "", "use the kernel in this `FILE`: a vmlinux or bzImage")
+	cmd.Flags().StringVar(&o.KernelDeb, "kernel-deb", "", "use the kernel in this Debian package, a `FILE`")
 	cmd.Flags().BoolVar(&o.SkipImage, "no-image", false, "leave out the default image")
 	cmd.Flags().BoolVar(&check, "check", false, "change nothing, say what is missing")
-	cmd.MarkFlagsMutuallyExclusive("kernel", "kernel-deb")
 	return cmd
 }
 
@@ -71,16 +73,12 @@ func (a *app) runSetupCheck() error {
 	if err != nil {
 		return err
 	}
-	type item struct {
-		Step   string `json:"step"`
-		Detail string `json:"detail"`
-	}
-	list := []item{}
+	list := []api.SetupItem{}
 	for _, m := range missing {
-		list = append(list, item{string(m.Step), m.Detail})
+		list = append(list, api.SetupItem{Step: string(m.Step), Detail: m.Detail})
 	}
 	if a.json {
-		a.printJSON(map[string]any{"missing": list, "ready": len(list) == 0})
+		a.printJSON(api.SetupCheck{Ready: len(list) == 0, Missing: list})
 	} else {
 		for _, m := range list {
 			fmt.Fprintf(a.stdout, "%s: %s\n", m.Step, m.Detail)

@@ -5,6 +5,8 @@ import (
 	"runtime"
 
 	"github.com/spf13/cobra"
+
+	"github.com/vmsan/vmsan/api"
 )
 
 func (a *app) versionCommand() *cobra.Command {
@@ -12,15 +14,15 @@ func (a *app) versionCommand() *cobra.Command {
 		Use:   "version",
 		Short: "Print the version",
 		Args:  arguments(cobra.NoArgs),
-		RunE: func(*cobra.Command, []string) error {
-			if a.json {
-				a.printJSON(map[string]string{
-					"version": Version, "go": runtime.Version(), "os": runtime.GOOS, "arch": runtime.GOARCH,
-				})
-				return nil
-			}
-			fmt.Fprintf(a.stdout, "vmsan %s %s/%s %s\n", Version, runtime.GOOS, runtime.GOARCH, runtime.Version())
-			return nil
-		},
+		RunE:  func(*cobra.Command, []string) error { return a.runVersion() },
 	}
+}
+
+func (a *app) runVersion() error {
+	if a.json {
+		a.printJSON(api.Version{Version: Version, Go: runtime.Version(), OS: runtime.GOOS, Arch: runtime.GOARCH})
+		return nil
+	}
+	fmt.Fprintf(a.stdout, "vmsan %s %s/%s %s\n", Version, runtime.GOOS, runtime.GOARCH, runtime.Version())
+	return nil
 }

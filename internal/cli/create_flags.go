@@ -11,52 +11,56 @@ import (
 
 // createFlags are the flags that describe a new sandbox, as typed.
 type createFlags struct {
-	options      sandbox.CreateOptions
-	memory, disk string
-	labels, env  []string
-	trace        bool
-	noSetup      bool
+	options             sandbox.CreateOptions
+	vcpus, memory, disk string
+	bootTimeout         string
+	labels, env         []string
+	trace               bool
+	noSetup             bool
 }
 
-func (f *createFlags) register(cmd *cobra.Command) {
+func (f *createFlags) register(a *app, cmd *cobra.Command) {
 	flags := cmd.Flags()
 	o := &f.options
-	flags.StringVar(&o.Image, "image", "", "image to start (default: the one setup made)")
-	flags.StringVar(&o.Name, "name", "", "unique name")
-	flags.StringVar(&o.Project, "project", "", "label of the project it belongs to")
-	flags.StringArrayVar(&f.labels, "label", nil, "label, KEY=VALUE (may be repeated)")
-	flags.IntVar(&o.VCPUs, "vcpus", sandbox.DefaultVCPUs, "virtual CPUs, 1 to 32")
-	flags.StringVar(&f.memory, "memory", "256m", "memory: MiB, or 512m, 2g")
-	flags.StringVar(&f.disk, "disk", "10g", "size of its own disk: GiB, or 512m, 20g")
-	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment of every command, KEY=VALUE (may be repeated)")
-	flags.StringVarP(&o.Workdir, "workdir", "w", "", "directory that commands begin in")
-	flags.StringVarP(&o.User, "user", "u", "", "user that commands run as (default: root)")
+	flags.StringVar(&o.Image, "image", "", "`IMAGE` to start (default: the one setup made)")
+	flags.StringVar(&o.Name, "name", "", "unique `NAME`")
+	flags.StringVar(&o.Project, "project", "", "`PROJECT` it belongs to, a label")
+	flags.StringArrayVar(&f.labels, "label", nil, "label, `KEY=VALUE` (may be repeated)")
+	flags.StringVar(&f.vcpus, "vcpus", "1", "virtual CPUs: a `NUMBER` from 1 to 32")
+	flags.StringVar(&f.memory, "memory", "256m", "memory: a `SIZE` like 512m or 2g, or MiB; at least 64m")
+	flags.StringVar(&f.disk, "disk", "10g", "its own disk: a `SIZE` like 512m or 20g, or GiB; it takes space as it fills")
+	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment of every command, `KEY=VALUE` (may be repeated)")
+	flags.StringVarP(&o.Workdir, "workdir", "w", "", "`DIRECTORY` that commands begin in (default: the user's home)")
+	flags.StringVarP(&o.User, "user", "u", "", "`USER` that commands run as: a name or number, also with :GROUP (default: root)")
 	flags.BoolVar(&o.Init, "init", false, "run the image's own init as PID 1")
-	flags.StringVar(&o.Driver, "driver", "auto", "auto or qemu")
-	flags.StringVar(&o.Accelerator, "accel", "auto", "auto, kvm or tcg")
+	flags.StringVar(&o.Driver, "driver", "auto", "`DRIVER`: auto or qemu")
+	flags.StringVar(&o.Accelerator, "accel", "auto", "`ACCELERATOR`: auto, kvm, or tcg, which is software emulation")
 	flags.BoolVar(&o.RequireKVM, "require-kvm", false, "refuse to run without KVM")
 	flags.BoolVar(&o.NoSeccomp, "no-seccomp", false, "leave the VMM's system call filter off")
 	flags.BoolVar(&o.NoCgroup, "no-cgroup", false, "do not limit what the VMM uses of the host")
-	flags.StringVar(&o.Network, "network", "none", "none: the guest has loopback only")
-	flags.DurationVar(&o.BootTimeout, "boot-timeout", sandbox.DefaultBootTimeout, "how long the guest may take to come up")
+	flags.StringVar(&o.Network, "network", "none", "`NETWORK`: none, and so loopback only")
+	flags.StringVar(&f.bootTimeout, "boot-timeout", "2m", "how long the guest may take to come up: a `TIME` like 1m30s, or seconds")
 	flags.BoolVar(&f.trace, "trace", false, "print how long each stage of the start took")
 	flags.BoolVar(&f.noSetup, "no-setup", false, "fail instead of running setup if it is needed")
+	completeChoice(cmd, "driver", "auto", "qemu")
+	completeChoice(cmd, "accel", "auto", "kvm", "tcg")
+	completeChoice(cmd, "network", "none")
+	cmd.RegisterFlagCompletionFunc("image", a.completeImage)
 }
 
-// complete parses what was typed. The values of integer flags that were given
-// must not be taken for "use the default".
+// complete parses what was typed, and checks it.
 func (f *createFlags) complete(cmd *cobra.Command) (err error) {
-	if f.options.VCPUs == 0 {
-		f.options.VCPUs = -1
-	}
-	if cmd.Flags().Changed("boot-timeout") && f.options.BootTimeout == 0 {
-		f.options.BootTimeout = -1
-	}
-	for flag, value := range map[string]string{"name": f.options.Name, "image": f.options.Image, "driver": f.options.Driver,
-		"accel": f.options.Accelerator, "network": f.options.Network} {
-		if cmd.Flags().Changed(flag) && value == "" {
-			return api.Errorf(api.ErrUsage, "Invalid --%s: it is empty.", flag).WithFlag("--" + flag)
+	for _, flag := range []string{"name", "image", "project", "workdir", "user", "driver", "accel", "network"} {
+		// The verbs take an empty value for "use the default".
+		if cmd.Flags().Changed(flag) && cmd.Flag(flag).Value.String() == "" {
+			return api.Errorf(emptyCode(flag), "Invalid --%s: it is empty.", flag).WithFlag("--" + flag)
 		}
+	}
+	if f.options.VCPUs, err = sandbox.ParseVCPUs(f.vcpus); err != nil {
+		return err
+	}
+	if f.options.BootTimeout, err = sandbox.ParseDuration("--boot-timeout", f.bootTimeout); err != nil {
+		return err
 	}
 	if f.options.MemoryMiB, err = sandbox.ParseMemory(f.memory); err != nil {
 		return err
@@ -67,8 +71,33 @@ func (f *createFlags) complete(cmd *cobra.Command) (err error) {
 	if f.options.Labels, err = parseLabels(f.labels); err != nil {
 		return err
 	}
-	f.options.Env, err = parseEnv(f.env)
-	return err
+	if f.options.Env, err = parseEnv(f.env); err != nil {
+		return err
+	}
+	// Before setup, which may have to run first and takes long.
+	return f.options.Check()
+}
+
+func emptyCode(flag string) api.Code {
+	switch flag {
+	case "name":
+		return api.ErrValidationName
+	case "image":
+		return api.ErrValidationImageRef
+	case "project":
+		return api.ErrValidationLabel
+	case "workdir":
+		return api.ErrValidationPath
+	case "user":
+		return api.ErrValidationUser
+	}
+	return api.ErrValidationChoice
+}
+
+// exclusive says that two flags cannot be used together.
+func exclusive(first, second string) error {
+	return api.Errorf(api.ErrValidationFlags, "Cannot use %s and %s together", first, second).WithFlag(first).
+		WithHint("use either %s or %s", first, second)
 }
 
 func parseLabels(args []string) (map[string]string, error) {

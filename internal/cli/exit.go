@@ -43,8 +43,9 @@ type exitStatus api.Kind
 func (e exitStatus) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
 // finish prints err, unless it only carries the guest's exit code, and
-// returns the exit code of the program.
-func (a *app) finish(err error) int {
+// returns the exit code of the program. executes is true for commands whose
+// exit codes are the guest's.
+func (a *app) finish(err error, executes bool) int {
 	var ended guestExit
 	var printed exitStatus
 	switch {
@@ -60,7 +61,7 @@ func (a *app) finish(err error) int {
 	if errors.Is(err, context.Canceled) {
 		return exitInterrupted
 	}
-	if a.execs {
+	if executes {
 		return execCode(failure.Code)
 	}
 	return int(api.Codes[failure.Code].Kind)
@@ -72,6 +73,7 @@ func usageError(err error) *api.Error {
 	failure := api.AsError(err)
 	if failure.Code == api.ErrInternal && strings.HasPrefix(err.Error(), "unknown command") {
 		failure.Code, failure.Hint = api.ErrUsage, "vmsan --help"
+		failure.Message, _, _ = strings.Cut(failure.Message, "\n")
 	}
 	return failure
 }

@@ -61,8 +61,10 @@ const (
 	initPath           = "/sbin/init"
 )
 
-// complete fills in the defaults and checks everything that can be checked
-// without looking at the host.
+// Check checks everything that can be checked without looking at the host.
+func (o CreateOptions) Check() error { return o.complete() }
+
+// complete fills in the defaults and checks o.
 func (o *CreateOptions) complete() error {
 	setDefault(&o.VCPUs, DefaultVCPUs)
 	setDefault(&o.MemoryMiB, DefaultMemoryMiB)
@@ -75,7 +77,7 @@ func (o *CreateOptions) complete() error {
 		func() error { return checkInteger("--vcpus", o.VCPUs, 1, MaxVCPUs, "") },
 		func() error { return checkInteger("--memory", o.MemoryMiB, MinMemoryMiB, MaxMemoryMiB, " MiB") },
 		func() error { return checkDisk(o.DiskBytes) },
-		func() error { return checkName(o.Name) },
+		func() error { return checkName("--name", o.Name) },
 		func() error { return checkProject(o.Project) },
 		func() error { return checkLabels(o.Labels) },
 		func() error { return CheckEnv(o.Env) },
@@ -104,7 +106,7 @@ func setDefault[T comparable](value *T, def T) {
 func (o *CreateOptions) checkKVM() error {
 	if o.RequireKVM && o.Accelerator == "tcg" {
 		return api.Errorf(api.ErrValidationFlags, "Cannot use --require-kvm and --accel tcg together").
-			WithFlag("--require-kvm")
+			WithFlag("--require-kvm").WithHint("use either --require-kvm or --accel tcg")
 	}
 	return nil
 }
@@ -125,16 +127,17 @@ func checkDisk(bytes int64) error {
 	return nil
 }
 
-func checkName(name string) error {
+// checkName checks a sandbox's name; what is what the user calls it.
+func checkName(what, name string) error {
 	if name == "" {
 		return nil
 	}
 	if !store.ValidName(name) {
-		return api.Errorf(api.ErrValidationName, "Invalid --name: %.80q. Must be 1 to 63 letters, digits, dots, "+
-			"dashes and underscores, beginning with a letter or digit.", name).WithFlag("--name")
+		return api.Errorf(api.ErrValidationName, "Invalid %s: %.80q. Must be 1 to 63 letters, digits, dots, "+
+			"dashes and underscores, beginning with a letter or digit.", what, name).WithFlag(what)
 	}
 	if store.ValidID(name) {
-		return api.Errorf(api.ErrValidationName, "Invalid --name: %q. It has the form of an id.", name).WithFlag("--name")
+		return api.Errorf(api.ErrValidationName, "Invalid %s: %q. It has the form of an id.", what, name).WithFlag(what)
 	}
 	return nil
 }
@@ -227,6 +230,44 @@ func checkBootTimeout(d time.Duration) error {
 			maxBootTimeout).WithFlag("--boot-timeout")
 	}
 	return nil
+}
+
+// ParseVCPUs reads a number of virtual CPUs.
+func ParseVCPUs(text string) (int, error) {
+	n, err := strconv.Atoi(text)
+	if err != nil || text[0] == '+' {
+		return 0, api.Errorf(api.ErrValidationInteger, "Invalid --vcpus: %.80q. Must be an integer between 1 and %d.",
+			text, MaxVCPUs).WithFlag("--vcpus")
+	}
+	return n, checkInteger("--vcpus", n, 1, MaxVCPUs, "")
+}
+
+// durationPattern has at most 9 digits for each unit, which no sum of them
+// makes too large for a time.Duration.
+var durationPattern = regexp.MustCompile(`^(?:([0-9]{1,5})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,8})m)?(?:([0-9]{1,9})s)?(?:([0-9]{1,9})ms)?$`)
+
+var durationUnits = []time.Duration{24 * time.Hour, time.Hour, time.Minute, time.Second, time.Millisecond}
+
+var plainSeconds = regexp.MustCompile(`^[0-9]{1,9}$`)
+
+// ParseDuration reads a time as a user types it: "1h30m", "1d", "500ms", or a
+// bare number of seconds. flag is where it was typed.
+func ParseDuration(flag, text string) (time.Duration, error) {
+	lower := strings.ToLower(text)
+	if plainSeconds.MatchString(lower) {
+		lower += "s"
+	}
+	m := durationPattern.FindStringSubmatch(lower)
+	if m == nil || lower == "" {
+		return 0, api.Errorf(api.ErrValidationDuration, "Invalid %s: %.80q. Use format like \"1h\", \"30m\", \"2h30m\", "+
+			"or plain seconds.", flag, text).WithFlag(flag)
+	}
+	var d time.Duration
+	for i, digits := range m[1:] {
+		n, _ := strconv.Atoi("0" + digits)
+		d += time.Duration(n) * durationUnits[i]
+	}
+	return d, nil
 }
 
 var sizePattern = regexp.MustCompile(`^([0-9]{1,15})(b|k|kb|kib|m|mb|mib|g|gb|gib|t|tb|tib)?$`)

@@ -11,7 +11,7 @@ import (
 
 // Rename gives a sandbox another name; an empty one takes the name away.
 func (s *Service) Rename(ctx context.Context, ref, name string) (*store.Record, error) {
-	if err := checkName(name); err != nil {
+	if err := checkName("NAME", name); err != nil {
 		return nil, err
 	}
 	record, err := s.Get(ctx, ref)

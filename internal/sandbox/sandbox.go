@@ -42,6 +42,10 @@ func Driver(name string) (vmm.Driver, error) {
 // images is the store of images.
 func (s *Service) images() image.Store { return image.Store{Layout: s.layout} }
 
+// Find returns the id of the sandbox that ref names: an id, a name, or the
+// beginning of an id.
+func (s *Service) Find(ref string) (id string, err error) { return s.layout.Find(ref) }
+
 // Get returns the record of the sandbox that ref names: an id, a name, or the
 // beginning of an id. If its monitor died it is repaired first.
 func (s *Service) Get(ctx context.Context, ref string) (*store.Record, error) {
