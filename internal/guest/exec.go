@@ -92,6 +92,9 @@ func (c *Client) Run(ctx context.Context, command Command) (Exit, error) {
 			return exit, err
 		}
 	}
+	if err := stream.Err(); command.Timeout > 0 && connect.CodeOf(err) == connect.CodeDeadlineExceeded {
+		return Exit{Code: -1, TimedOut: true}, nil
+	}
 	return Exit{}, startError(command.Args[0], stream.Err())
 }
 
@@ -260,12 +263,16 @@ func (c *Client) Processes(ctx context.Context) ([]Process, error) {
 	}
 	var list []Process
 	for _, p := range response.Msg.GetProcesses() {
+		running := p.GetState() != process.ProcessState_PROCESS_STATE_ENDED
+		if !running && !p.GetKept() {
+			continue
+		}
 		list = append(list, Process{
 			PID:       int(p.GetPid()),
 			Args:      append([]string{p.GetConfig().GetCmd()}, p.GetConfig().GetArgs()...),
 			Dir:       p.GetConfig().GetCwd(),
 			User:      p.GetConfig().GetUser(),
-			Running:   p.GetState() != process.ProcessState_PROCESS_STATE_ENDED,
+			Running:   running,
 			Exit:      exitOf(p.GetEnd()),
 			StartedAt: p.GetStartedAt().AsTime(),
 			Kept:      p.GetKept(),
