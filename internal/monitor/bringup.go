@@ -77,10 +77,9 @@ func (m *monitor) steps(ctx context.Context, t *trace) error {
 // gate's, out of a range that no distribution hands out.
 const firstUID = 1_600_000_000
 
-// Gates' and VMMs' control groups.
-func (m *monitor) cgroupNames() (vmmGroup, gateGroup string) {
-	return "vmsan-" + m.id, "vmsan-" + m.id + "-gate"
-}
+// Cgroups are the names of the control groups of the sandbox id: its VMM's and
+// its gate's.
+func Cgroups(id string) []string { return []string{"vmsan-" + id, "vmsan-" + id + "-gate"} }
 
 // nameHost fills in the names of all that is about to be made.
 func (m *monitor) nameHost() {
@@ -89,8 +88,7 @@ func (m *monitor) nameHost() {
 		h.UID = uint32(firstUID + 2*m.record.Slot)
 		h.GateUID = h.UID + 1
 		if !m.record.Spec.NoCgroup {
-			vmmGroup, gateGroup := m.cgroupNames()
-			h.Cgroups = []string{vmmGroup, gateGroup}
+			h.Cgroups = Cgroups(m.id)
 		}
 	}
 	m.record.Host = h
@@ -156,7 +154,7 @@ func (m *monitor) makeCgroups() (g groups, err error) {
 	if len(m.record.Host.Cgroups) == 0 {
 		return g, nil
 	}
-	vmmGroup, gateGroup := m.cgroupNames()
+	names := Cgroups(m.id)
 	for _, name := range m.record.Host.Cgroups {
 		if err := cgroup.Remove(name); err != nil {
 			return g, err
@@ -164,7 +162,7 @@ func (m *monitor) makeCgroups() (g groups, err error) {
 		m.undo.Add(func() error { return cgroup.Remove(name) })
 	}
 	s := m.record.Spec
-	g.vmm, err = cgroup.Create(vmmGroup, cgroup.Limits{
+	g.vmm, err = cgroup.Create(names[0], cgroup.Limits{
 		// Emulated devices run beside the guest's CPUs.
 		CPUs:   float64(s.VCPUs) + 0.5,
 		Memory: int64(s.MemoryMiB)<<20 + vmmMemory,
@@ -173,7 +171,7 @@ func (m *monitor) makeCgroups() (g groups, err error) {
 	if err != nil {
 		return g, err
 	}
-	g.gate, err = cgroup.Create(gateGroup, cgroup.Limits{CPUs: 1, Memory: gateMemory, PIDs: gatePIDs})
+	g.gate, err = cgroup.Create(names[1], cgroup.Limits{CPUs: 1, Memory: gateMemory, PIDs: gatePIDs})
 	return g, err
 }
 

@@ -34,9 +34,19 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (*store.Record, e
 		err = s.launch(ctx, record, lock)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("create sandbox: %w", err), s.layout.Delete(record.ID))
+		return nil, errors.Join(fmt.Errorf("create sandbox: %w", err), s.discard(record.ID))
 	}
 	return s.layout.Load(record.ID)
+}
+
+// discard removes a sandbox that did not come up, and what a monitor that was
+// ended on the way has left of it. The caller holds the lock.
+func (s *Service) discard(id string) error {
+	record, err := s.layout.Load(id)
+	if err != nil {
+		return err
+	}
+	return errors.Join(s.takeBack(record), s.layout.Delete(id))
 }
 
 // plan makes the record of what o asks for on this host.

@@ -86,7 +86,7 @@ func (o *CreateOptions) complete() error {
 		func() error { return checkChoice("--driver", o.Driver, "auto", "qemu") },
 		func() error { return checkChoice("--accel", o.Accelerator, "auto", "kvm", "tcg") },
 		func() error { return checkChoice("--network", o.Network, "none") },
-		func() error { return checkBootTimeout(o.BootTimeout) },
+		func() error { return CheckBootTimeout(o.BootTimeout) },
 		func() error { return o.checkKVM() },
 	} {
 		if err := check(); err != nil {
@@ -224,7 +224,8 @@ func checkChoice(flag, value string, choices ...string) error {
 		strings.Join(choices, ", ")).WithFlag(flag)
 }
 
-func checkBootTimeout(d time.Duration) error {
+// CheckBootTimeout checks how long a guest may take to come up.
+func CheckBootTimeout(d time.Duration) error {
 	if d < time.Second || d > maxBootTimeout {
 		return api.Errorf(api.ErrValidationDuration, "Invalid --boot-timeout: %s. Must be between 1s and %s.", d,
 			maxBootTimeout).WithFlag("--boot-timeout")

@@ -6,6 +6,8 @@ import (
 	"os"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/cgroup"
+	"github.com/vmsan/vmsan/internal/monitor"
 	"github.com/vmsan/vmsan/internal/store"
 )
 
@@ -77,6 +79,11 @@ func (s *Service) removeBroken(id string) error {
 			WithHint("vmsan stop %s", id)
 	}
 	defer lock.Release()
+	for _, name := range monitor.Cgroups(id) {
+		if err := cgroup.Remove(name); err != nil {
+			return err
+		}
+	}
 	if err := os.RemoveAll(s.layout.SandboxRun(id)); err != nil {
 		return err
 	}

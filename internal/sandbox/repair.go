@@ -55,20 +55,26 @@ func (s *Service) repair(id string) error {
 	if err != nil || !record.Running() {
 		return err
 	}
-	if err := s.takeBack(record); err != nil {
-		return fmt.Errorf("clean up after %s: %w", id, err)
-	}
-	s.log.Warn("the monitor of a sandbox had died; cleaned up after it", "vm", id)
-	if record.Ephemeral {
-		return s.layout.Delete(id)
-	}
+	s.log.Warn("the monitor of a sandbox has died; cleaning up after it", "vm", id)
 	reason := "its monitor died"
 	if record.Host.BootID != store.BootID() {
 		reason = "host restarted"
 	}
-	record.Status, record.Reason, record.StoppedAt = api.StatusStopped, reason, time.Now().UTC()
-	record.Host = store.Host{}
-	return s.layout.Save(record)
+	return s.stopped(record, reason)
+}
+
+// stopped takes back everything that r has on the host, and writes that it is
+// stopped. The caller holds the lock.
+func (s *Service) stopped(r *store.Record, reason string) error {
+	if err := s.takeBack(r); err != nil {
+		return fmt.Errorf("clean up after %s: %w", r.ID, err)
+	}
+	if r.Ephemeral {
+		return s.layout.Delete(r.ID)
+	}
+	r.Status, r.Reason, r.StoppedAt = api.StatusStopped, reason, time.Now().UTC()
+	r.Host = store.Host{}
+	return s.layout.Save(r)
 }
 
 // takeBack removes everything that r has on the host besides its files.

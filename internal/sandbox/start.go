@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 
 	"github.com/vmsan/vmsan/api"
@@ -21,9 +22,19 @@ func (s *Service) Start(ctx context.Context, ref string) (*store.Record, error) 
 		return nil, err
 	}
 	if err := s.launch(ctx, record, lock); err != nil {
-		return nil, fmt.Errorf("start %s: %w", record.ID, err)
+		return nil, errors.Join(fmt.Errorf("start %s: %w", record.ID, err), s.abandon(record.ID))
 	}
 	return s.layout.Load(record.ID)
+}
+
+// abandon takes back what a monitor that was ended before it was ready has
+// left. One that failed by itself has left nothing. The caller holds the lock.
+func (s *Service) abandon(id string) error {
+	record, err := s.layout.Load(id)
+	if err != nil || !record.Running() {
+		return err
+	}
+	return s.stopped(record, "its start was interrupted")
 }
 
 // own takes the lock of a sandbox that does not run.
