@@ -39,7 +39,12 @@ func (a *app) execCommand() *cobra.Command {
 		Annotations:       passesExit,
 		ValidArgsFunction: a.completeVM,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.runExec(cmd.Context(), f, args[0], args[1:])
+			command := args[1:]
+			if command[0] == "--" {
+				// Fingers used to other programs type it; no command is named so.
+				command = command[1:]
+			}
+			return a.runExec(cmd.Context(), f, args[0], command)
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
@@ -79,7 +84,7 @@ func (f *execFlags) command(args []string) (guest.Command, error) {
 			return guest.Command{}, err
 		}
 	}
-	if args[0] == "" {
+	if len(args) == 0 || args[0] == "" {
 		return guest.Command{}, api.Errorf(api.ErrUsage, "the command is empty")
 	}
 	return guest.Command{Args: args, Env: env, Dir: f.workdir, User: f.user, Timeout: timeout}, nil

@@ -2,6 +2,7 @@ package cli
 
 import (
 	"context"
+	"slices"
 
 	"github.com/spf13/cobra"
 
@@ -40,6 +41,10 @@ func (a *app) runCommand() *cobra.Command {
 // splitImage takes the image off the arguments, if there is one: what stands
 // before --, or else the first.
 func splitImage(f *createFlags, args []string, dash int) (command []string, err error) {
+	if dash < 0 && len(args) > 1 && args[1] == "--" {
+		// Flags end at the image, so that cobra has not looked further.
+		args, dash = slices.Delete(args, 1, 2), 1
+	}
 	images := dash
 	if dash < 0 {
 		images = 1

@@ -62,6 +62,9 @@ func (f *createFlags) complete(cmd *cobra.Command) (err error) {
 	if f.options.BootTimeout, err = sandbox.ParseDuration("--boot-timeout", f.bootTimeout); err != nil {
 		return err
 	}
+	if err := sandbox.CheckBootTimeout(f.options.BootTimeout); err != nil {
+		return err
+	}
 	if f.options.MemoryMiB, err = sandbox.ParseMemory(f.memory); err != nil {
 		return err
 	}
