@@ -1,0 +1,78 @@
+// Package e2e drives the built binary on real machines: scripts in testdata
+// for what one sandbox does, tests in Go for what many do at once. The names
+// of acceptance cases (A1, L5, N8 ...) are in the scripts' comments.
+package e2e
+
+import (
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/rogpeppe/go-internal/testscript"
+
+	"github.com/vmsan/vmsan/internal/testenv"
+)
+
+// binaryVar names the binary to test. Default: the one that make build makes.
+const binaryVar = "VMSAN_TEST_BINARY"
+
+func TestScripts(t *testing.T) {
+	scripts, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(scripts) == 0 {
+		t.Fatalf("no scripts: %v", err)
+	}
+	for _, script := range scripts {
+		t.Run(strings.TrimSuffix(filepath.Base(script), ".txtar"), func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t)
+			testscript.Run(t, testscript.Params{
+				Files: []string{script},
+				Setup: func(env *testscript.Env) error {
+					env.Setenv("PATH", filepath.Dir(h.binary)+":"+os.Getenv("PATH"))
+					env.Setenv("VMSAN_DIR", h.layout.Dir)
+					env.Setenv("VMSAN_RUN", h.layout.Run)
+					env.Setenv("NL", "\n") // scripts are read by the line
+					// Where vmsan keeps what it makes, if ever it looks there.
+					env.Setenv("HOME", env.WorkDir)
+					return nil
+				},
+				Cmds: map[string]func(*testscript.TestScript, bool, []string){
+					"exits":      exits,
+					"json":       checkJSON,
+					"jsonenv":    jsonEnv,
+					"eventually": eventually,
+					"untouched":  h.untouched,
+				},
+				Condition:          h.condition,
+				RequireUniqueNames: true,
+			})
+		})
+	}
+}
+
+func binary(t testing.TB) string {
+	t.Helper()
+	path := os.Getenv(binaryVar)
+	if path == "" {
+		path = "../bin/vmsan"
+	}
+	path, err := filepath.Abs(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := os.Stat(path); err != nil {
+		t.Fatalf("%s does not name a binary; make build makes one: %v", binaryVar, err)
+	}
+	return path
+}
+
+// newHost is a state directory of the test's own, which is checked for
+// anything left behind when the test has ended.
+func newHost(t testing.TB) *host {
+	t.Helper()
+	testenv.RequireRoot(t)
+	h := &host{t: t, layout: testenv.RequireVM(t), binary: binary(t), ids: map[string]bool{}}
+	h.watch()
+	return h
+}
