@@ -34,6 +34,9 @@ type app struct {
 	stdout io.Writer
 	stderr io.Writer
 	log    *slog.Logger
+
+	// unparsed is true if the flags could not be parsed.
+	unparsed bool
 }
 
 // Main is the program. It returns the exit code.
@@ -85,8 +88,10 @@ func (a *app) run(ctx context.Context, args []string) int {
 	root.SetOut(a.stdout)
 	root.SetErr(a.stderr)
 	cmd, err := root.ExecuteContextC(ctx)
-	// A wrong flag ends the parsing, maybe before it came to --json.
-	a.json = a.json || err != nil && asksJSON(args)
+	// A wrong flag or command ends the parsing, maybe before it came to --json.
+	if err != nil && (a.unparsed || cmd == root) {
+		a.json = a.json || asksJSON(args)
+	}
 	return a.finish(err, cmd.Annotations[guestExits] != "")
 }
 
@@ -138,6 +143,7 @@ func (a *app) rootCommand() *cobra.Command {
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "print results only")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done")
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
+		a.unparsed = true
 		return api.Errorf(api.ErrUsage, "%w", err).WithHint("%s --help", cmd.CommandPath())
 	})
 	a.addCommands(root)
