@@ -36,8 +36,8 @@ func testSpec() vmm.Spec {
 }
 
 func TestPartsEmulated(t *testing.T) {
-	want := `-M microvm,pit=off,pic=off,rtc=on -accel tcg,tb-size=64 -cpu max -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot
--kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on tsc_early_khz=N tsc=reliable mitigations=off vmsan.init=/sbin/init
+	want := `-M microvm,pit=off,pic=off,rtc=on -accel tcg,tb-size=64 -cpu max,erms=off,fsrm=off,la57=off -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot
+-kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on cryptomgr.notests tsc_early_khz=N tsc=reliable mitigations=off vmsan.init=/sbin/init
 -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
 -chardev socket,id=console,fd=4 -serial chardev:console
 -chardev socket,id=control,fd=5 -chardev socket,id=data,fd=6 -device virtio-serial-device,id=link,max_ports=3 -device virtserialport,bus=link.0,nr=1,chardev=control,name=vmsan.control -device virtserialport,bus=link.0,nr=2,chardev=data,name=vmsan.data
@@ -53,7 +53,7 @@ func TestPartsKVM(t *testing.T) {
 	spec := testSpec()
 	spec.Accelerator, spec.Disks, spec.Cmdline, spec.Jail.NoSeccomp = vmm.KVM, nil, nil, true
 	want := `-M microvm,pit=off,pic=off,rtc=on -accel kvm -cpu host -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot
--kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on
+-kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on cryptomgr.notests
 -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
 -chardev socket,id=console,fd=4 -serial chardev:console
 -chardev socket,id=control,fd=5 -chardev socket,id=data,fd=6 -device virtio-serial-device,id=link,max_ports=3 -device virtserialport,bus=link.0,nr=1,chardev=control,name=vmsan.control -device virtserialport,bus=link.0,nr=2,chardev=data,name=vmsan.data
