@@ -71,9 +71,11 @@ func runMonitor(args []string) int {
 		fmt.Fprintln(os.Stderr, "vmsan monitor is started by vmsan itself")
 		return 2
 	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
 	layout, err := store.NewLayout(args[1])
 	if err == nil {
-		err = monitor.Main(layout, args[0], sandbox.Driver)
+		err = monitor.Main(ctx, layout, args[0], sandbox.Driver)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "monitor:", err)

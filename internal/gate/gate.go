@@ -22,6 +22,9 @@ import (
 // maxStreams is how many clients may talk to the guest at once.
 const maxStreams = 512
 
+// acceptPause is how long nobody is let in after that has failed.
+const acceptPause = 100 * time.Millisecond
+
 // memoryLimit makes the garbage collector work harder before the gate's
 // cgroup gets tight, in bytes.
 const memoryLimit = 48 << 20
@@ -88,16 +91,23 @@ func inherit(log *slog.Logger) (*gate, error) {
 
 func (g *gate) run() error {
 	var console sync.WaitGroup
-	console.Go(func() {
-		if _, err := io.Copy(g.output, g.console); err != nil {
-			g.log.Warn("keep console", "error", err)
-		}
-	})
+	console.Go(g.keepConsole)
 	err := g.obey()
 	// What the guest said last is what one wants to read when it died.
 	g.console.SetReadDeadline(time.Now().Add(100 * time.Millisecond))
 	console.Wait()
 	return err
+}
+
+// keepConsole reads the console to its end. A log that cannot be written any
+// more does not keep the guest from printing.
+func (g *gate) keepConsole() {
+	_, err := io.Copy(g.output, g.console)
+	if err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		return
+	}
+	g.log.Warn("keep console", "error", err)
+	io.Copy(io.Discard, g.console)
 }
 
 // obey carries out orders until the monitor closes the connection.
@@ -166,8 +176,11 @@ func (g *gate) serve(ctx context.Context) {
 		places <- struct{}{}
 		conn, err := g.listener.Accept()
 		if err != nil {
+			// Whatever it lacks, it may have again later.
 			g.log.Warn("accept client", "error", err)
-			return
+			<-places
+			time.Sleep(acceptPause)
+			continue
 		}
 		go func() {
 			defer func() { <-places }()

@@ -4,8 +4,11 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"hash/fnv"
+	"io"
 	"net"
 	"os"
+	"os/exec"
 	"time"
 
 	"github.com/vmsan/vmsan/api"
@@ -21,8 +24,8 @@ import (
 
 // bringUp starts the sandbox, step by step; what was done is undone if a
 // later step fails, and the record says why.
-func (m *monitor) bringUp() error {
-	ctx, cancel := context.WithTimeoutCause(context.Background(), m.record.Spec.BootTimeout,
+func (m *monitor) bringUp(ctx context.Context) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, m.record.Spec.BootTimeout,
 		api.Errorf(api.ErrTimeoutAgent, "the guest did not say ready within %s", m.record.Spec.BootTimeout).
 			WithHint("vmsan create --boot-timeout with a longer time, if this host is slow or busy"))
 	defer cancel()
@@ -61,11 +64,11 @@ func (m *monitor) steps(ctx context.Context, t *trace) error {
 	}
 	t.done("vmm", m.record.Spec.Accelerator)
 	if err := m.startGate(groups.gate); err != nil {
-		return err
+		return m.unlessEnded(err)
 	}
 	t.done("gate", "")
 	identity := m.identity()
-	if err := m.gate.begin(ctx, &identity, m.vm.Done(), t); err != nil {
+	if err := m.gate.begin(ctx, &identity, m.vm, t); err != nil {
 		return err
 	}
 	return m.save(func(r *store.Record) {
@@ -74,8 +77,19 @@ func (m *monitor) steps(ctx context.Context, t *trace) error {
 }
 
 // The host's users of sandboxes: two for each slot, the VMM's and the
-// gate's, out of a range that no distribution hands out.
-const firstUID = 1_600_000_000
+// gate's, out of a range that no distribution hands out. Each state directory
+// has one of many parts of it, so that sandboxes of two directories are most
+// likely different users too.
+const (
+	firstUID  = 1_600_000_000
+	uidRanges = 1024
+)
+
+func (m *monitor) firstUser() uint32 {
+	directory := fnv.New32a()
+	io.WriteString(directory, m.layout.Dir)
+	return firstUID + directory.Sum32()%uidRanges*2*store.Slots + 2*uint32(m.record.Slot)
+}
 
 // Cgroups are the names of the control groups of the sandbox id: its VMM's and
 // its gate's.
@@ -85,7 +99,7 @@ func Cgroups(id string) []string { return []string{"vmsan-" + id, "vmsan-" + id 
 func (m *monitor) nameHost() {
 	h := store.Host{Monitor: store.ProcessOf(os.Getpid()), BootID: store.BootID()}
 	if os.Geteuid() == 0 {
-		h.UID = uint32(firstUID + 2*m.record.Slot)
+		h.UID = m.firstUser()
 		h.GateUID = h.UID + 1
 		if !m.record.Spec.NoCgroup {
 			h.Cgroups = Cgroups(m.id)
@@ -169,10 +183,18 @@ func (m *monitor) makeCgroups() (g groups, err error) {
 		PIDs:   int64(s.VCPUs) + vmmPIDs,
 	})
 	if err != nil {
-		return g, err
+		return g, noCgroup(err)
 	}
 	g.gate, err = cgroup.Create(names[1], cgroup.Limits{CPUs: 1, Memory: gateMemory, PIDs: gatePIDs})
-	return g, err
+	if err != nil {
+		return g, noCgroup(err)
+	}
+	return g, nil
+}
+
+func noCgroup(err error) error {
+	return api.Errorf(api.ErrUnsupported, "limit the sandbox: %w", err).
+		WithHint("vmsan create --no-cgroup runs it without limits on CPU, memory and processes")
 }
 
 func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group) error {
@@ -201,14 +223,32 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group) error {
 		spec.Cmdline = append(spec.Cmdline, "vmsan.init="+s.Init)
 	}
 	if m.vm, err = m.driver.Start(ctx, spec); err != nil {
-		return fmt.Errorf("start VMM: %w", err)
+		return startError(err)
 	}
 	m.undo.Add(func() error {
-		ctx, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+		ctx, cancel := context.WithTimeout(context.Background(), quitTime)
 		defer cancel()
 		return m.vm.Stop(ctx)
 	})
 	return nil
+}
+
+// startError gives a VMM that does not start its code.
+func startError(err error) error {
+	if errors.Is(err, exec.ErrNotFound) {
+		return api.Errorf(api.ErrSetupMissingBinary, "start VMM: %w", err).WithHint("apt-get install qemu-system-x86")
+	}
+	return api.Errorf(api.ErrVMBoot, "start VMM: %w", err)
+}
+
+// unlessEnded returns how the VMM ended if it has, which explains err.
+func (m *monitor) unlessEnded(err error) error {
+	select {
+	case <-m.vm.Done():
+		return endedEarly(m.vm)
+	default:
+		return err
+	}
 }
 
 // user is nil without root, when everything runs as the caller.
@@ -254,6 +294,7 @@ func (m *monitor) fail(ctx context.Context, err error) error {
 		err = cause
 	}
 	err = errors.Join(err, m.undo.Run())
+	m.background.Wait()
 	failure := api.AsError(err)
 	if failure.Code == api.ErrInternal && m.vm != nil {
 		failure.Code = api.ErrVMBoot

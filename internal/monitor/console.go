@@ -53,11 +53,26 @@ func machineID(id string) string {
 	return hex.EncodeToString(sum[:16])
 }
 
-// maxVMMLog is how much of what VMM and gate print is kept, in bytes.
-const maxVMMLog = 1 << 20
+// maxLog is how much of what the monitor logs is kept, and of what VMM and
+// gate print, in bytes each.
+const maxLog = 1 << 20
+
+// boundedWriter writes as much as is left.
+type boundedWriter struct {
+	w    io.Writer
+	left int
+}
+
+func (b *boundedWriter) Write(line []byte) (int, error) {
+	if len(line) > b.left {
+		return len(line), nil
+	}
+	b.left -= len(line)
+	return b.w.Write(line)
+}
 
 // boundedLog returns a pipe to the end of the log at path, which takes
-// anything and writes no more than maxVMMLog.
+// anything and writes no more than maxLog.
 func boundedLog(path string) (*os.File, error) {
 	log, err := os.OpenFile(path, os.O_WRONLY|os.O_APPEND|os.O_CREATE, 0o600)
 	if err != nil {
@@ -71,7 +86,7 @@ func boundedLog(path string) (*os.File, error) {
 	go func() {
 		defer r.Close()
 		defer log.Close()
-		io.CopyN(log, r, maxVMMLog)
+		io.CopyN(log, r, maxLog)
 		io.Copy(io.Discard, r)
 	}()
 	return w, nil

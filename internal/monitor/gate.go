@@ -20,7 +20,7 @@ type gateProcess struct {
 	*jail.Process
 	spec  gate.StartSpec
 	conn  net.Conn
-	mu    sync.Mutex // held from an order to its report
+	turn  chan struct{} // holds the order that is under way
 	lines *gate.Conn
 }
 
@@ -34,34 +34,36 @@ func startGate(spec gate.StartSpec) (*gateProcess, error) {
 	if err != nil {
 		return nil, errors.Join(err, process.Kill())
 	}
-	return &gateProcess{Process: process, spec: spec, conn: conn, lines: gate.NewConn(conn)}, nil
+	return &gateProcess{Process: process, spec: spec, conn: conn, turn: make(chan struct{}, 1), lines: gate.NewConn(conn)}, nil
 }
 
 // begin waits until the guest is there, and fails as soon as its VMM is not.
-func (g *gateProcess) begin(ctx context.Context, identity *guest.Identity, vmmGone <-chan struct{}, t *trace) error {
+func (g *gateProcess) begin(ctx context.Context, identity *guest.Identity, vm vmm.VM, t *trace) error {
 	ctx, cancel := context.WithCancelCause(ctx)
+	var watcher sync.WaitGroup
+	defer watcher.Wait()
 	defer cancel(nil)
-	watched := make(chan struct{})
-	go func() {
-		defer close(watched)
+	watcher.Go(func() {
 		select {
-		case <-vmmGone:
-			cancel(errors.New("the guest ended before it said ready"))
+		case <-vm.Done():
+			cancel(endedEarly(vm))
 		case <-ctx.Done():
 		}
-	}()
+	})
 	report, err := g.ask(ctx, gate.Order{Begin: &gate.Begin{Identity: identity}})
 	if err != nil {
 		return err
 	}
-	cancel(nil)
-	<-watched
 	if t != nil {
 		t.done("guest", "")
 		t.add("guest: boot", fromMilliseconds(report.Linked), "")
 		t.add("guest: configure", fromMilliseconds(report.Configured), "")
 	}
 	return nil
+}
+
+func endedEarly(vm vmm.VM) error {
+	return fmt.Errorf("the guest ended before it said ready: %s", vm.Exit().Reason)
 }
 
 func fromMilliseconds(ms float64) time.Duration { return time.Duration(ms * float64(time.Millisecond)) }
@@ -73,28 +75,47 @@ func (g *gateProcess) order(ctx context.Context, o gate.Order) error {
 }
 
 func (g *gateProcess) ask(ctx context.Context, o gate.Order) (report gate.Report, err error) {
-	g.mu.Lock()
-	defer g.mu.Unlock()
+	select {
+	case g.turn <- struct{}{}:
+		defer func() { <-g.turn }()
+	case <-ctx.Done():
+		return report, context.Cause(ctx)
+	}
 	// A report that comes after ctx would be taken for the next order's, so
 	// the conversation ends here: the gate ends with it, and is replaced.
 	defer context.AfterFunc(ctx, func() { g.conn.Close() })()
 	if err := g.lines.Send(o); err != nil {
-		return report, gateError(ctx, err)
+		return report, g.explain(ctx, err)
 	}
 	if err := g.lines.Receive(&report); err != nil {
-		return report, gateError(ctx, err)
+		return report, g.explain(ctx, err)
 	}
 	if report.Error != "" {
-		return report, fmt.Errorf("gate: %s", vmm.Printable(report.Error))
+		return report, errors.New(vmm.Printable(report.Error[:min(len(report.Error), maxReason)]))
 	}
 	return report, nil
 }
 
-func gateError(ctx context.Context, err error) error {
+// maxReason bounds what is told of a gate's reasons, in bytes.
+const maxReason = 2 << 10
+
+// explain says why the conversation with g broke.
+func (g *gateProcess) explain(ctx context.Context, err error) error {
+	// What ended the conversation most often ends the guest or the gate too.
+	select {
+	case <-ctx.Done():
+	case <-g.Done():
+	case <-time.After(100 * time.Millisecond):
+	}
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
-	return fmt.Errorf("talk to gate: %w", err)
+	select {
+	case <-g.Done():
+		return fmt.Errorf("the gate ended: %s", g.Exit())
+	default:
+		return fmt.Errorf("talk to gate: %w", err)
+	}
 }
 
 // stop lets the gate read what the guest said last and ends it.
@@ -110,19 +131,35 @@ func (g *gateProcess) stop() error {
 	return err
 }
 
-// restartPause is between two restarts of a gate, so that one which dies at
-// once does not keep the host busy.
-const restartPause = 200 * time.Millisecond
+// pause is the time until a gate that died is replaced. It grows while gates
+// die young, so that one which cannot live does not keep the host busy.
+type pause struct {
+	last  time.Duration
+	began time.Time
+}
+
+const (
+	shortestPause = 50 * time.Millisecond
+	longestPause  = 10 * time.Second
+	youth         = time.Minute
+)
+
+func (p *pause) next() time.Duration {
+	if time.Since(p.began) > youth+p.last {
+		p.last = 0
+	}
+	p.last = min(max(2*p.last, shortestPause), longestPause)
+	p.began = time.Now()
+	return p.last
+}
 
 // replaceGate starts a gate in the place of one that died. The sandbox lives
-// on; streams that went through the old one are broken.
+// on; streams that went through the old one are broken. It does not wait for
+// the guest. If it fails, the dead gate stays, so that it is tried again.
 func (m *monitor) replaceGate() {
-	m.log.Warn("gate died", "exit", m.gate.Exit())
 	m.gate.conn.Close()
-	time.Sleep(restartPause)
 	next, err := startGate(m.gate.spec)
 	if err != nil {
-		// Done stays closed, so this is tried again.
 		m.log.Error("start gate again", "error", err)
 		return
 	}
@@ -130,10 +167,11 @@ func (m *monitor) replaceGate() {
 	if err := m.save(func(r *store.Record) { r.Host.Gate = store.ProcessOf(next.PID()) }); err != nil {
 		m.log.Error("write record", "error", err)
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), DefaultGrace)
-	defer cancel()
-	if err := next.begin(ctx, nil, m.vm.Done(), nil); err != nil {
-		m.log.Error("connect to guest again", "error", err)
-		next.stop()
-	}
+	m.background.Go(func() {
+		// A guest that is paused answers when it goes on, however late.
+		if err := next.begin(context.Background(), nil, m.vm, nil); err != nil {
+			m.log.Error("connect to guest again", "error", err)
+			next.stop()
+		}
+	})
 }

@@ -14,7 +14,7 @@ import (
 	"net"
 	"net/http"
 	"os"
-	"os/signal"
+	"runtime/debug"
 	"sync"
 	"time"
 
@@ -55,6 +55,8 @@ type monitor struct {
 	vmmLog          *os.File
 	gate            *gateProcess
 
+	background sync.WaitGroup // conversations with gates
+
 	mu     sync.Mutex // guards record
 	record *store.Record
 
@@ -65,9 +67,10 @@ type monitor struct {
 	outcome  error              // of the end; read after finished
 }
 
-// Main runs the monitor of the sandbox id until the sandbox has ended. The
-// lock on the sandbox and the pipe to report on are inherited.
-func Main(layout store.Layout, id string, driver func(name string) (vmm.Driver, error)) error {
+// Main runs the monitor of the sandbox id until the sandbox has ended, or
+// until ctx ends, which is an order to stop it. The lock on the sandbox and
+// the pipe to report on are inherited.
+func Main(ctx context.Context, layout store.Layout, id string, driver func(name string) (vmm.Driver, error)) error {
 	lock := store.InheritLock(os.NewFile(fdLock, "lock"))
 	defer lock.Release()
 	report := os.NewFile(fdReport, "report")
@@ -75,7 +78,7 @@ func Main(layout store.Layout, id string, driver func(name string) (vmm.Driver, 
 	unix.CloseOnExec(fdLock)
 	m, err := newMonitor(layout, id, driver)
 	if err == nil {
-		err = m.bringUp()
+		err = m.bringUp(ctx)
 	}
 	if err != nil {
 		return errors.Join(Report{Error: api.AsError(err)}.write(report), err)
@@ -84,7 +87,9 @@ func Main(layout store.Layout, id string, driver func(name string) (vmm.Driver, 
 		// The command is gone, which harms nobody: the sandbox runs.
 		m.log.Warn("report", "error", err)
 	}
-	return m.wait()
+	// Bringing a machine up takes memory that waiting for its end does not.
+	debug.FreeOSMemory()
+	return m.wait(ctx)
 }
 
 func newMonitor(layout store.Layout, id string, driver func(name string) (vmm.Driver, error)) (*monitor, error) {
@@ -98,11 +103,12 @@ func newMonitor(layout store.Layout, id string, driver func(name string) (vmm.Dr
 	}
 	m := &monitor{
 		layout: layout, id: id, record: record,
-		log:      slog.New(slog.NewTextHandler(log, nil)),
+		log:      slog.New(slog.NewTextHandler(&boundedWriter{w: log, left: maxLog}, nil)),
 		stop:     make(chan time.Duration),
 		held:     make(chan struct{}),
 		finished: make(chan struct{}),
 	}
+	m.undo.Add(log.Close)
 	m.driver, err = driver(record.Spec.Driver)
 	return m, err
 }
@@ -117,37 +123,40 @@ func (m *monitor) save(change func(*store.Record)) error {
 
 // wait runs until the sandbox has ended, by itself or on request, and takes
 // everything back.
-func (m *monitor) wait() error {
+func (m *monitor) wait(ctx context.Context) error {
 	server := m.serve()
 	if m.record.Ephemeral {
 		go m.awaitHold()
 	}
-	reason := m.watch()
+	reason := m.watch(ctx)
 	m.outcome = m.end(reason)
 	close(m.finished)
 	// Whoever waits for the end gets the answer before the process is gone.
-	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	return errors.Join(m.outcome, server.Shutdown(ctx))
+	return errors.Join(m.outcome, server.Shutdown(last))
 }
 
 // watch returns why the sandbox ended.
-func (m *monitor) watch() string {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, unix.SIGTERM, unix.SIGINT, unix.SIGHUP)
-	defer signal.Stop(signals)
+func (m *monitor) watch(ctx context.Context) string {
+	var pause pause
+	dead, again := m.gate.Done(), (<-chan time.Time)(nil)
 	for {
 		select {
 		case <-m.vm.Done():
 			return m.vm.Exit().Reason
-		case <-m.gate.Done():
+		case <-dead:
+			m.log.Warn("gate died", "exit", m.gate.Exit())
+			dead, again = nil, time.After(pause.next())
+		case <-again:
 			m.replaceGate()
+			dead = m.gate.Done()
 		case grace := <-m.stop:
 			m.shutDown(grace)
 			return "stopped"
-		case s := <-signals:
+		case <-ctx.Done():
 			m.shutDown(DefaultGrace)
-			return "stopped by signal: " + s.String()
+			return "stopped: " + context.Cause(ctx).Error()
 		}
 	}
 }
@@ -158,26 +167,57 @@ func (m *monitor) shutDown(grace time.Duration) {
 	if grace > 0 && m.askGuest(grace) {
 		return
 	}
-	quit, cancel := context.WithTimeout(context.Background(), 5*time.Second)
+	quit, cancel := context.WithTimeout(context.Background(), quitTime)
 	defer cancel()
 	if err := m.vm.Stop(quit); err != nil {
 		m.log.Error("stop VMM", "error", err)
 	}
 }
 
-// askGuest tells whether the guest shut down by itself.
+// quitTime is how long a VMM has to end in order before it is killed.
+const quitTime = 5 * time.Second
+
+// askGuest tells whether the guest shut down by itself. Requests to stop that
+// come meanwhile can only shorten its time.
 func (m *monitor) askGuest(grace time.Duration) bool {
-	ctx, cancel := context.WithTimeout(context.Background(), grace)
-	defer cancel()
-	if err := m.gate.order(ctx, gate.Order{PowerOff: true}); err != nil {
-		m.log.Warn("ask guest to shut down", "error", err)
-		return false
+	select {
+	case <-m.gate.Done():
+		m.replaceGate()
+	default:
 	}
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	asked := make(chan error, 1)
+	g := m.gate
+	m.background.Go(func() { asked <- g.order(ctx, gate.Order{PowerOff: true}) })
+	deadline := time.Now().Add(grace)
+	for {
+		select {
+		case <-m.vm.Done():
+			return true
+		case err := <-asked:
+			if err != nil {
+				m.log.Warn("ask guest to shut down", "error", err)
+				return m.endsAnyway()
+			}
+		case <-time.After(time.Until(deadline)):
+			m.log.Warn("guest did not shut down in time", "grace", grace)
+			return false
+		case sooner := <-m.stop:
+			if now := time.Now(); now.Add(sooner).Before(deadline) {
+				deadline = now.Add(sooner)
+			}
+		}
+	}
+}
+
+// endsAnyway tells whether the guest is on its way out: its answer may be
+// lost with it.
+func (m *monitor) endsAnyway() bool {
 	select {
 	case <-m.vm.Done():
 		return true
-	case <-ctx.Done():
-		m.log.Warn("guest did not shut down in time", "grace", grace)
+	case <-time.After(100 * time.Millisecond):
 		return false
 	}
 }
@@ -189,6 +229,7 @@ func (m *monitor) end(reason string) error {
 	ephemeral := m.record.Ephemeral
 	m.mu.Unlock()
 	err := m.undo.Run()
+	m.background.Wait()
 	if err == nil && ephemeral {
 		return m.layout.Delete(m.id)
 	}
@@ -207,7 +248,7 @@ func (m *monitor) end(reason string) error {
 
 // serve answers on the control socket, which bring-up has opened.
 func (m *monitor) serve() *http.Server {
-	server := &http.Server{Handler: control.Handler(m, m.log), ReadHeaderTimeout: 10 * time.Second}
+	server := &http.Server{Handler: control.Handler(m, m.log), ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
 	go server.Serve(m.controlListener)
 	return server
 }
