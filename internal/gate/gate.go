@@ -15,6 +15,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/link"
 )
@@ -141,6 +142,8 @@ func (g *gate) carryOut(order Order) (report Report) {
 	}
 	if err != nil {
 		report.Error = err.Error()
+		var failed *link.FailedError
+		report.Failed = errors.As(err, &failed) || api.HasCode(err, api.ErrGuest)
 	}
 	return report
 }

@@ -44,6 +44,9 @@ type Report struct {
 	Configured float64 `json:"configured,omitempty"`
 	// Error is why the order could not be carried out.
 	Error string `json:"error,omitempty"`
+	// Failed is true if the error is the guest's own word, and not that
+	// there was none.
+	Failed bool `json:"failed,omitempty"`
 }
 
 // maxLine bounds an order or a report, in bytes.

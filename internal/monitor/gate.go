@@ -51,6 +51,14 @@ func (g *gateProcess) begin(ctx context.Context, identity *guest.Identity, vm vm
 		}
 	})
 	report, err := g.ask(ctx, gate.Order{Begin: &gate.Begin{Identity: identity}})
+	if err != nil && !report.Failed {
+		// The link breaks before the VMM has ended.
+		select {
+		case <-vm.Done():
+			return endedEarly(vm)
+		case <-time.After(lastMoment):
+		}
+	}
 	if err != nil {
 		return err
 	}
@@ -61,6 +69,9 @@ func (g *gateProcess) begin(ctx context.Context, identity *guest.Identity, vm vm
 	}
 	return nil
 }
+
+// lastMoment is how long a VMM may take to end after its guest's link broke.
+const lastMoment = 500 * time.Millisecond
 
 func endedEarly(vm vmm.VM) error {
 	return fmt.Errorf("the guest ended before it said ready: %s", vm.Exit().Reason)

@@ -55,7 +55,25 @@ func RequireVM(t testing.TB) store.Layout {
 	if err != nil {
 		t.Fatal(err)
 	}
+	t.Cleanup(func() { checkSandboxes(t, layout) })
 	return layout
+}
+
+// checkSandboxes fails t if it leaves a sandbox, or what one had on the host.
+func checkSandboxes(t testing.TB, layout store.Layout) {
+	t.Helper()
+	for _, dir := range []string{layout.Sandboxes(), layout.Run} {
+		left, err := filepath.Glob(filepath.Join(dir, "vm*"))
+		if err != nil {
+			t.Error(err)
+		}
+		for _, path := range left {
+			t.Errorf("the test leaves %s", path)
+		}
+	}
+	if err := os.RemoveAll(layout.Run); err != nil {
+		t.Error(err)
+	}
 }
 
 // CopyState makes a state directory that shares the immutable files of from

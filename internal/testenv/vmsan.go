@@ -2,6 +2,7 @@ package testenv
 
 import (
 	"context"
+	"encoding/json"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -9,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/store"
 )
 
@@ -85,6 +87,31 @@ func (v Vmsan) Create(t testing.TB, flags ...string) string {
 		v.Run(t, "rm", "-f", id)
 	})
 	return id
+}
+
+// Inspect returns a sandbox.
+func (v Vmsan) Inspect(t testing.TB, id string) api.VM {
+	t.Helper()
+	var vm api.VM
+	if err := json.Unmarshal([]byte(v.Run(t, "inspect", "--json", id)), &vm); err != nil {
+		t.Fatalf("inspect %s: %v", id, err)
+	}
+	return vm
+}
+
+// Fail runs the binary, which must fail, and returns the error that it
+// prints with --json.
+func (v Vmsan) Fail(t testing.TB, args ...string) api.Error {
+	t.Helper()
+	stdout, stderr, err := v.Try(append([]string{"--json"}, args...)...)
+	if err == nil {
+		t.Fatalf("vmsan %s succeeded: %s%s", strings.Join(args, " "), stdout, stderr)
+	}
+	var failure struct{ Error api.Error }
+	if err := json.Unmarshal([]byte(stdout), &failure); err != nil || failure.Error.Code == "" {
+		t.Fatalf("vmsan %s: no error as JSON on stdout: %q, %q", strings.Join(args, " "), stdout, stderr)
+	}
+	return failure.Error
 }
 
 // Exec runs a command in a sandbox, which must succeed, and returns its

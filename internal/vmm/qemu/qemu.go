@@ -13,6 +13,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"sync/atomic"
 	"time"
 
@@ -152,20 +153,27 @@ const (
 	jailInitramfs = "/boot/initramfs"
 )
 
-// root is all that QEMU sees of the host's files: itself with its libraries,
-// the kernel, and, for KVM, that one device. It cannot be empty, because
-// QEMU is linked dynamically.
+// root is all that QEMU sees of the host's files: itself with its libraries
+// and firmware, the kernel, and, for KVM, that one device. It cannot be empty,
+// because QEMU is linked dynamically.
 func root(path string, spec vmm.Spec) *jail.Root {
 	r := &jail.Root{
 		Mount: spec.Jail.Root,
 		Binds: []jail.Bind{
 			{Source: spec.Kernel, Target: jailKernel},
 			{Source: spec.Initramfs, Target: jailInitramfs},
-			{Source: "/usr", Target: "/usr"},
+			{Source: path, Target: path},
 		},
 		Links: map[string]string{},
 	}
-	for _, dir := range []string{"/lib", "/lib64", "/bin"} {
+	for _, prefix := range slices.Compact([]string{"/usr", filepath.Dir(filepath.Dir(path))}) {
+		for _, dir := range []string{"lib", "lib32", "lib64", "libexec", "share/qemu", "share/seabios"} {
+			if at := filepath.Join(prefix, dir); prefix != "/" && isDir(at) {
+				r.Binds = append(r.Binds, jail.Bind{Source: at, Target: at})
+			}
+		}
+	}
+	for _, dir := range []string{"/lib", "/lib64"} {
 		target, err := os.Readlink(dir)
 		switch {
 		case err == nil:
@@ -173,9 +181,6 @@ func root(path string, spec vmm.Spec) *jail.Root {
 		case isDir(dir):
 			r.Binds = append(r.Binds, jail.Bind{Source: dir, Target: dir})
 		}
-	}
-	if dir := filepath.Dir(path); dir != "/usr/bin" && dir != "/bin" {
-		r.Binds = append(r.Binds, jail.Bind{Source: path, Target: path})
 	}
 	if spec.Accelerator == vmm.KVM {
 		r.Devices = append(r.Devices, jail.Device{Path: "/dev/kvm", Major: 10, Minor: 232})
