@@ -3,10 +3,12 @@ package testenv
 import (
 	"context"
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -22,6 +24,28 @@ const commandLimit = 5 * time.Minute
 type Vmsan struct {
 	Layout store.Layout
 	binary string
+	user   uint32 // whom it runs as
+}
+
+// nobody is a user without rights that every system has.
+const nobody = 65534
+
+// AsNobody returns the same binary and state directory for a user who has no
+// rights on this host but owns the directory.
+func (v Vmsan) AsNobody(t testing.TB) Vmsan {
+	t.Helper()
+	// The files are shared with other tests by hard links, and stay root's.
+	if out, err := exec.Command("find", v.Layout.Dir, "-type", "d", "-exec", "chown", "65534:65534", "{}", "+").CombinedOutput(); err != nil {
+		t.Fatalf("give the state directory away: %v: %s", err, out)
+	}
+	binary := filepath.Join(v.Layout.Dir, "vmsan-under-test")
+	if out, err := exec.Command("cp", v.binary, binary).CombinedOutput(); err != nil {
+		t.Fatalf("copy the binary: %v: %s", err, out)
+	}
+	run := filepath.Join("/tmp", fmt.Sprintf("%s-%d", filepath.Base(v.Layout.Run), nobody))
+	layout := store.Layout{Dir: v.Layout.Dir, Run: run}
+	t.Cleanup(func() { checkSandboxes(t, layout) })
+	return Vmsan{Layout: layout, binary: binary, user: nobody}
 }
 
 // RequireVmsan is RequireRoot and RequireVM for tests that use the binary
@@ -59,6 +83,11 @@ func (v Vmsan) Try(args ...string) (stdout, stderr string, err error) {
 	defer cancel()
 	command := exec.CommandContext(ctx, v.binary, args...)
 	command.Env = append(os.Environ(), "VMSAN_DIR="+v.Layout.Dir)
+	if v.user != 0 {
+		command.Env = append(command.Env, "HOME=/nonexistent", "XDG_RUNTIME_DIR=", "TMPDIR=/tmp")
+		command.Dir = "/"
+		command.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: v.user, Gid: v.user}}
+	}
 	var out, errors strings.Builder
 	command.Stdout, command.Stderr = &out, &errors
 	err = command.Run()
