@@ -98,7 +98,7 @@ func Cgroups(id string) []string { return []string{"vmsan-" + id, "vmsan-" + id 
 // nameHost fills in the names of all that is about to be made.
 func (m *monitor) nameHost() {
 	h := store.Host{Monitor: store.ProcessOf(os.Getpid()), BootID: store.BootID()}
-	if os.Geteuid() == 0 {
+	if m.root {
 		h.UID = m.firstUser()
 		h.GateUID = h.UID + 1
 		if !m.record.Spec.NoCgroup {
@@ -230,6 +230,15 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group) error {
 		defer cancel()
 		return m.vm.Stop(ctx)
 	})
+	link, err := m.vm.Link().Dup()
+	if err != nil {
+		return m.unlessEnded(fmt.Errorf("keep guest's link: %w", err))
+	}
+	m.link = link
+	m.undo.Add(func() error {
+		link.Close()
+		return nil
+	})
 	return nil
 }
 
@@ -241,12 +250,12 @@ func startError(err error) error {
 	return api.Errorf(api.ErrVMBoot, "start VMM: %w", err)
 }
 
-// unlessEnded returns how the VMM ended if it has, which explains err.
+// unlessEnded returns how the VMM ended if it does, which explains err.
 func (m *monitor) unlessEnded(err error) error {
 	select {
 	case <-m.vm.Done():
 		return endedEarly(m.vm)
-	default:
+	case <-time.After(lastMoment):
 		return err
 	}
 }
@@ -261,7 +270,7 @@ func user(uid uint32) *jail.User {
 
 func (m *monitor) startGate(group *cgroup.Group) error {
 	spec := gate.StartSpec{
-		ID: m.id, Listener: m.listener, Link: m.vm.Link(), Console: m.console, Log: m.vmmLog,
+		ID: m.id, Listener: m.listener, Link: m.link, Console: m.console, Log: m.vmmLog,
 		User: user(m.record.Host.GateUID), Root: m.layout.JailRoot(m.id), Cgroup: group,
 	}
 	process, err := startGate(spec)

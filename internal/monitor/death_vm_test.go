@@ -16,8 +16,6 @@ import (
 	"github.com/vmsan/vmsan/internal/testenv"
 )
 
-func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
-
 // patience bounds what should happen at once, on a busy host.
 const patience = time.Minute
 

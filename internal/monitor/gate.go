@@ -18,9 +18,11 @@ import (
 // gateProcess is a running gate and the way to it.
 type gateProcess struct {
 	*jail.Process
-	spec  gate.StartSpec
-	conn  net.Conn
-	turn  chan struct{} // holds the order that is under way
+	spec gate.StartSpec
+	conn net.Conn
+	// turn holds the order that is under way. A gate is born with it taken,
+	// by begin, which comes before all others.
+	turn  chan struct{}
 	lines *gate.Conn
 }
 
@@ -34,11 +36,15 @@ func startGate(spec gate.StartSpec) (*gateProcess, error) {
 	if err != nil {
 		return nil, errors.Join(err, process.Kill())
 	}
-	return &gateProcess{Process: process, spec: spec, conn: conn, turn: make(chan struct{}, 1), lines: gate.NewConn(conn)}, nil
+	g := &gateProcess{Process: process, spec: spec, conn: conn, turn: make(chan struct{}, 1), lines: gate.NewConn(conn)}
+	g.turn <- struct{}{}
+	return g, nil
 }
 
 // begin waits until the guest is there, and fails as soon as its VMM is not.
+// It is called once.
 func (g *gateProcess) begin(ctx context.Context, identity *guest.Identity, vm vmm.VM, t *trace) error {
+	defer func() { <-g.turn }()
 	ctx, cancel := context.WithCancelCause(ctx)
 	var watcher sync.WaitGroup
 	defer watcher.Wait()
@@ -50,7 +56,7 @@ func (g *gateProcess) begin(ctx context.Context, identity *guest.Identity, vm vm
 		case <-ctx.Done():
 		}
 	})
-	report, err := g.ask(ctx, gate.Order{Begin: &gate.Begin{Identity: identity}})
+	report, err := g.exchange(ctx, gate.Order{Begin: &gate.Begin{Identity: identity}})
 	if err != nil && !report.Failed {
 		// The link breaks before the VMM has ended.
 		select {
@@ -81,17 +87,18 @@ func fromMilliseconds(ms float64) time.Duration { return time.Duration(ms * floa
 
 // order has the gate do something that needs no answer but how it went.
 func (g *gateProcess) order(ctx context.Context, o gate.Order) error {
-	_, err := g.ask(ctx, o)
-	return err
-}
-
-func (g *gateProcess) ask(ctx context.Context, o gate.Order) (report gate.Report, err error) {
 	select {
 	case g.turn <- struct{}{}:
 		defer func() { <-g.turn }()
 	case <-ctx.Done():
-		return report, context.Cause(ctx)
+		return context.Cause(ctx)
 	}
+	_, err := g.exchange(ctx, o)
+	return err
+}
+
+// exchange gives an order and waits for its report.
+func (g *gateProcess) exchange(ctx context.Context, o gate.Order) (report gate.Report, err error) {
 	// A report that comes after ctx would be taken for the next order's, so
 	// the conversation ends here: the gate ends with it, and is replaced.
 	defer context.AfterFunc(ctx, func() { g.conn.Close() })()

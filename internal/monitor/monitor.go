@@ -46,9 +46,12 @@ type monitor struct {
 	id     string
 	driver vmm.Driver
 	log    *slog.Logger
+	// root is true if users, namespaces and cgroups can be made.
+	root bool
 
 	undo            undo.Stack
 	vm              vmm.VM
+	link            vmm.Link // to the guest, for one gate after the other
 	controlListener net.Listener
 	listener        *os.File // the guest socket
 	console         *os.File // the console log
@@ -102,7 +105,7 @@ func newMonitor(layout store.Layout, id string, driver func(name string) (vmm.Dr
 		return nil, fmt.Errorf("open log: %w", err)
 	}
 	m := &monitor{
-		layout: layout, id: id, record: record,
+		layout: layout, id: id, record: record, root: os.Geteuid() == 0,
 		log:      slog.New(slog.NewTextHandler(&boundedWriter{w: log, left: maxLog}, nil)),
 		stop:     make(chan time.Duration),
 		held:     make(chan struct{}),
@@ -180,23 +183,21 @@ const quitTime = 5 * time.Second
 // askGuest tells whether the guest shut down by itself. Requests to stop that
 // come meanwhile can only shorten its time.
 func (m *monitor) askGuest(grace time.Duration) bool {
-	select {
-	case <-m.gate.Done():
-		m.replaceGate()
-	default:
-	}
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	asked := make(chan error, 1)
-	g := m.gate
-	m.background.Go(func() { asked <- g.order(ctx, gate.Order{PowerOff: true}) })
+	m.reviveGate()
+	asked := m.askPowerOff(ctx)
 	deadline := time.Now().Add(grace)
 	for {
 		select {
 		case <-m.vm.Done():
 			return true
 		case err := <-asked:
-			if err != nil {
+			switch {
+			case err == nil:
+			case m.reviveGate():
+				asked = m.askPowerOff(ctx)
+			default:
 				m.log.Warn("ask guest to shut down", "error", err)
 				return m.endsAnyway()
 			}
@@ -209,6 +210,24 @@ func (m *monitor) askGuest(grace time.Duration) bool {
 			}
 		}
 	}
+}
+
+// reviveGate tells whether it had to replace a gate that had died.
+func (m *monitor) reviveGate() bool {
+	select {
+	case <-m.gate.Done():
+		dead := m.gate
+		m.replaceGate()
+		return m.gate != dead
+	default:
+		return false
+	}
+}
+
+func (m *monitor) askPowerOff(ctx context.Context) <-chan error {
+	asked, g := make(chan error, 1), m.gate
+	m.background.Go(func() { asked <- g.order(ctx, gate.Order{PowerOff: true}) })
+	return asked
 }
 
 // endsAnyway tells whether the guest is on its way out: its answer may be

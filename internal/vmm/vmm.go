@@ -5,8 +5,11 @@ package vmm
 
 import (
 	"context"
+	"fmt"
 	"net"
 	"os"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/internal/cgroup"
 	"github.com/vmsan/vmsan/internal/jail"
@@ -113,24 +116,63 @@ type Exit struct {
 }
 
 // Link is the host's side of a guest's devices. The files are owned by the
-// VM and stay open until it is Done, so that they can be handed from one
-// gate to the next.
+// VM and closed when it is Done, which may be at any moment; Dup makes a link
+// that can be handed from one gate to the next.
 type Link struct {
 	Control, Data *os.File // sockets: the ports of package link
 	Console       *os.File // socket: the serial console
 }
 
-// DialGuest connects to the guest's agent over l. Closing the returned host
-// leaves l open.
-func (l Link) DialGuest(ctx context.Context) (*link.Host, error) {
-	control, err := net.FileConn(l.Control)
+// Dup returns a link of the caller's own, with the same other ends. It fails
+// if the VM has ended.
+func (l Link) Dup() (own Link, err error) {
+	for _, f := range []struct {
+		file *os.File
+		own  **os.File
+	}{{l.Control, &own.Control}, {l.Data, &own.Data}, {l.Console, &own.Console}} {
+		if *f.own, err = dup(f.file); err != nil {
+			own.Close()
+			return Link{}, err
+		}
+	}
+	return own, nil
+}
+
+// dup duplicates f, which somebody else may be closing.
+func dup(f *os.File) (*os.File, error) {
+	raw, err := f.SyscallConn()
 	if err != nil {
 		return nil, err
 	}
-	data, err := net.FileConn(l.Data)
+	var fd int
+	var dupErr error
+	if err := raw.Control(func(number uintptr) {
+		fd, dupErr = unix.FcntlInt(number, unix.F_DUPFD_CLOEXEC, 0)
+	}); err != nil {
+		return nil, err
+	}
+	if dupErr != nil {
+		return nil, fmt.Errorf("duplicate %s: %w", f.Name(), dupErr)
+	}
+	return os.NewFile(uintptr(fd), f.Name()), nil
+}
+
+// DialGuest connects to the guest's agent over l. Closing the returned host
+// leaves l open.
+func (l Link) DialGuest(ctx context.Context) (*link.Host, error) {
+	own, err := l.Dup()
+	if err != nil {
+		return nil, fmt.Errorf("dial guest: %w", err)
+	}
+	defer own.Close()
+	control, err := net.FileConn(own.Control)
+	if err != nil {
+		return nil, fmt.Errorf("dial guest: %w", err)
+	}
+	data, err := net.FileConn(own.Data)
 	if err != nil {
 		control.Close()
-		return nil, err
+		return nil, fmt.Errorf("dial guest: %w", err)
 	}
 	return link.Connect(ctx, control, data)
 }
