@@ -26,7 +26,8 @@ type Spec struct {
 	// Path and Args are the program and its argv, as seen inside Root.
 	Path string
 	Args []string
-	Env  []string
+	// Env is the whole environment: nothing of the caller's is added.
+	Env []string
 	// Stdin, Stdout and Stderr default to /dev/null.
 	Stdin, Stdout, Stderr *os.File
 	// Files become the descriptors from 3 up.
@@ -163,7 +164,7 @@ func fork(spec Spec) (process *os.Process, err error) {
 	}
 	defer null.Close()
 	attr := &os.ProcAttr{
-		Env:   spec.Env,
+		Env:   append([]string{}, spec.Env...), // nil would mean the caller's
 		Files: append([]*os.File{orNull(spec.Stdin, null), orNull(spec.Stdout, null), orNull(spec.Stderr, null)}, spec.Files...),
 		Sys:   &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL, Cloneflags: spec.Namespaces, Setsid: true},
 	}

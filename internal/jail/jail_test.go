@@ -231,21 +231,45 @@ func TestFiles(t *testing.T) {
 	spec := jailed(t, "exec sleep 600")
 	spec.Files = []*os.File{passed}
 	p := start(t, spec)
-	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", p.PID()))
+	want := []string{"0 /dev/null", "1 /dev/null", "2 /dev/null", "3 /etc/hostname"}
+	// The programs open libraries until they have started.
+	var got []string
+	for deadline := time.Now().Add(wait); !slices.Equal(got, want) && time.Now().Before(deadline); time.Sleep(10 * time.Millisecond) {
+		got = files(t, p.PID())
+		if slices.ContainsFunc(got, func(f string) bool { return strings.HasSuffix(f, "/etc/passwd") }) {
+			break
+		}
+	}
+	if !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+}
+
+// files lists a process's descriptors and what they refer to.
+func files(t *testing.T, pid int) []string {
+	t.Helper()
+	entries, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", pid))
 	if err != nil {
 		t.Fatal(err)
 	}
-	var got []string
+	var list []string
 	for _, e := range entries {
-		target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", p.PID(), e.Name()))
-		if err != nil {
-			t.Fatal(err)
+		if target, err := os.Readlink(fmt.Sprintf("/proc/%d/fd/%s", pid, e.Name())); err == nil {
+			list = append(list, e.Name()+" "+target)
 		}
-		got = append(got, e.Name()+" "+target)
 	}
-	want := []string{"0 /dev/null", "1 /dev/null", "2 /dev/null", "3 /etc/hostname"}
-	if !slices.Equal(got, want) {
-		t.Errorf("got %v, want %v", got, want)
+	return list
+}
+
+// The caller's environment may hold secrets.
+func TestEnvironment(t *testing.T) {
+	t.Setenv("VMSAN_TEST_SECRET", "1234")
+	for want, env := range map[string][]string{"": nil, "A=b\x00": {"A=b"}} {
+		p := start(t, Spec{Path: "/bin/sleep", Args: []string{"600"}, Env: env})
+		got, err := os.ReadFile(fmt.Sprintf("/proc/%d/environ", p.PID()))
+		if err != nil || string(got) != want {
+			t.Errorf("with %q: got %q, %v; want %q", env, got, err, want)
+		}
 	}
 }
 
