@@ -20,13 +20,12 @@ import (
 
 func main() {
 	os.Stdout.Write([]byte{request.Booted})
-	if err := serve(); err != nil {
-		os.Stderr.WriteString("floor: " + err.Error() + "\n")
-	}
+	os.Stderr.WriteString("floor: " + serve().Error() + "\n")
 	unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
 	select {}
 }
 
+// serve answers requests until something fails.
 func serve() error {
 	for _, m := range [][3]string{{"devtmpfs", "/dev", "devtmpfs"}, {"proc", "/proc", "proc"}, {"sysfs", "/sys", "sysfs"}} {
 		if err := unix.Mount(m[0], m[1], m[2], 0, ""); err != nil {
