@@ -49,7 +49,8 @@ type VM struct {
 	Workdir     string            `json:"workdir,omitempty"`
 	Env         map[string]string `json:"env,omitempty"`
 
-	Isolation Isolation `json:"isolation"`
+	// Isolation is what shuts its VMM in, while it runs.
+	Isolation *Isolation `json:"isolation,omitempty"`
 	// PIDs are those of the host's processes, while it runs.
 	PIDs *PIDs `json:"pids,omitempty"`
 	// Trace is how long the stages of the last start took.

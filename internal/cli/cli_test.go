@@ -124,14 +124,7 @@ func TestListJSON(t *testing.T) {
   "vcpus": 1,
   "memoryMiB": 256,
   "diskBytes": 1073741824,
-  "network": "none",
-  "isolation": {
-    "boundary": "hardware",
-    "seccomp": true,
-    "cgroup": false,
-    "uid": 0,
-    "namespaces": false
-  }
+  "network": "none"
 }
 `
 	got := vmsan(t, dir, "inspect", "a")

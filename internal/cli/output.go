@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"os"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -51,20 +52,32 @@ func show(r *store.Record) api.VM {
 		Driver: r.Spec.Driver, Accelerator: r.Spec.Accelerator,
 		VCPUs: r.Spec.VCPUs, MemoryMiB: r.Spec.MemoryMiB, DiskBytes: r.Spec.DiskBytes,
 		Network: r.Spec.Network, Init: r.Spec.Init, User: r.Spec.User, Workdir: r.Spec.Workdir, Env: r.Spec.Env,
-		Isolation: api.Isolation{
-			Boundary: "hardware", Seccomp: !r.Spec.NoSeccomp, Cgroup: len(r.Host.Cgroups) > 0,
-			UID: r.Host.UID, Namespaces: r.Host.UID != 0,
-		},
 		Trace: r.Trace,
 	}
 	if r.Host.Monitor.PID != 0 {
 		vm.PIDs = &api.PIDs{Monitor: r.Host.Monitor.PID, VMM: r.Host.VMM.PID, Gate: r.Host.Gate.PID}
+		vm.Isolation = isolation(r)
 	}
 	if r.Spec.Accelerator == "tcg" {
-		vm.Isolation.Boundary = "emulation"
 		vm.Warnings = append(vm.Warnings, emulationWarning)
 	}
 	return vm
+}
+
+// isolation is what shuts the VMM of a running sandbox in.
+func isolation(r *store.Record) *api.Isolation {
+	i := &api.Isolation{
+		Boundary: "hardware", Seccomp: !r.Spec.NoSeccomp, Cgroup: len(r.Host.Cgroups) > 0,
+		UID: r.Host.UID, Namespaces: r.Host.UID != 0,
+	}
+	if r.Spec.Accelerator == "tcg" {
+		i.Boundary = "emulation"
+	}
+	if i.UID == 0 {
+		// Without root it runs as its owner, whose alone the record is.
+		i.UID = uint32(os.Geteuid())
+	}
+	return i
 }
 
 func timeOrNil(t time.Time) *time.Time {

@@ -64,12 +64,13 @@ func (s *Service) repair(id string) error {
 }
 
 // stopped takes back everything that r has on the host, and writes that it is
-// stopped. The caller holds the lock.
+// stopped. Of one that never ran nothing is left: whoever wanted to create it
+// has not heard of it. The caller holds the lock.
 func (s *Service) stopped(r *store.Record, reason string) error {
 	if err := s.takeBack(r); err != nil {
 		return fmt.Errorf("clean up after %s: %w", r.ID, err)
 	}
-	if r.Ephemeral {
+	if r.Ephemeral || r.StartedAt.IsZero() {
 		return s.layout.Delete(r.ID)
 	}
 	r.Status, r.Reason, r.StoppedAt = api.StatusStopped, reason, time.Now().UTC()

@@ -1,0 +1,88 @@
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/testenv"
+)
+
+// user is somebody without any right.
+const user = 1_612_345_678
+
+// TestWithoutRoot runs a sandbox as a user who owns nothing but the state
+// directory.
+func TestWithoutRoot(t *testing.T) {
+	t.Parallel()
+	testenv.RequireRoot(t)
+	from := testenv.RequireVM(t)
+	dir := userDir(t)
+	// Copies, not links: whose a file is is one for all its links.
+	sh(t, "cp -r --sparse=always "+from.Dir+" "+dir+"/state && mkdir "+dir+"/run && chown -R "+
+		"1612345678:1612345678 "+dir+"/state "+dir+"/run && cp "+binary(t)+" "+dir)
+
+	run := func(args ...string) string {
+		t.Helper()
+		cmd := exec.CommandContext(t.Context(), dir+"/vmsan", args...)
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "VMSAN_DIR=" + dir + "/state", "XDG_RUNTIME_DIR=" + dir + "/run"}
+		cmd.Dir = "/"
+		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
+		var stderr strings.Builder
+		cmd.Stderr = &stderr
+		out, err := cmd.Output()
+		if err != nil {
+			t.Fatalf("vmsan %v: %v: %s", args, err, &stderr)
+		}
+		return strings.TrimSpace(string(out))
+	}
+	if got := run("run", "--memory", "128", "--", "id", "-u"); got != "0" {
+		t.Errorf("the guest's user is %q", got)
+	}
+	run("create", "--memory", "128", "--name", "web")
+	var vm api.VM
+	if err := json.Unmarshal([]byte(run("inspect", "web")), &vm); err != nil {
+		t.Fatal(err)
+	}
+	if vm.Isolation == nil || vm.Isolation.UID != user || vm.Isolation.Namespaces || vm.Isolation.Cgroup {
+		t.Errorf("isolation is %+v", vm.Isolation)
+	}
+	run("exec", "web", "sh", "-c", "echo kept > /root/file")
+	run("stop", "--timeout", "1m", "web")
+	run("start", "web")
+	if got := run("exec", "web", "cat", "/root/file"); got != "kept" {
+		t.Errorf("the file holds %q", got)
+	}
+	run("rm", "-f", "web")
+	for _, left := range []string{"state/sandboxes", "state/tmp"} {
+		if list := names(t, filepath.Join(dir, left)); len(list) > 0 {
+			t.Errorf("%s holds %v", left, list)
+		}
+	}
+}
+
+// userDir is a directory that everybody can reach.
+func userDir(t *testing.T) string {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "vmsan-user-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func sh(t *testing.T, command string) {
+	t.Helper()
+	if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v: %s", command, err, out)
+	}
+}
