@@ -11,6 +11,7 @@ import (
 
 	"github.com/rogpeppe/go-internal/testscript"
 
+	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/testenv"
 )
 
@@ -25,13 +26,14 @@ func TestScripts(t *testing.T) {
 	for _, script := range scripts {
 		t.Run(strings.TrimSuffix(filepath.Base(script), ".txtar"), func(t *testing.T) {
 			t.Parallel()
-			h := newHost(t)
+			h, fresh := newHost(t), freshState(t)
 			testscript.Run(t, testscript.Params{
 				Files: []string{script},
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("PATH", filepath.Dir(h.binary)+":"+os.Getenv("PATH"))
 					env.Setenv("VMSAN_DIR", h.layout.Dir)
 					env.Setenv("VMSAN_RUN", h.layout.Run)
+					env.Setenv("FRESH", fresh)
 					env.Setenv("NL", "\n") // scripts are read by the line
 					// Where vmsan keeps what it makes, if ever it looks there.
 					env.Setenv("HOME", env.WorkDir)
@@ -49,6 +51,17 @@ func TestScripts(t *testing.T) {
 			})
 		})
 	}
+}
+
+// freshState names a state directory that is not there yet.
+func freshState(t *testing.T) string {
+	t.Helper()
+	layout, err := store.NewLayout(filepath.Join(t.TempDir(), "state"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(layout.Run) })
+	return layout.Dir
 }
 
 func binary(t testing.TB) string {

@@ -51,6 +51,9 @@ func Main(args []string) int {
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
 	defer stop()
+	// Who asks twice does not want to wait for us to clean up; the sandboxes'
+	// monitors do that as well.
+	context.AfterFunc(ctx, stop)
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	return a.run(ctx, args[1:])
 }
