@@ -83,5 +83,5 @@ func (s *Service) await(ctx context.Context, r *store.Record, cmd *exec.Cmd, rep
 		cmd.Process.Kill()
 		<-ended
 	}
-	return fmt.Errorf("start %s: %w", r.ID, context.Cause(ctx))
+	return context.Cause(ctx)
 }
