@@ -297,10 +297,20 @@ func (m *monitor) identity() guest.Identity {
 	}
 }
 
+// gaveUp is the error of a bring-up whose context ended: for want of time, or
+// by a signal.
+func gaveUp(cause error) error {
+	var known *api.Error
+	if errors.As(cause, &known) {
+		return cause
+	}
+	return api.Errorf(api.ErrVMBoot, "the sandbox's monitor was told to stop: %w", cause)
+}
+
 // fail undoes the bring-up and returns err with what the console said last.
 func (m *monitor) fail(ctx context.Context, err error) error {
-	if cause := context.Cause(ctx); cause != nil && !errors.Is(err, cause) {
-		err = cause
+	if cause := context.Cause(ctx); cause != nil {
+		err = gaveUp(cause)
 	}
 	err = errors.Join(err, m.undo.Run())
 	m.background.Wait()

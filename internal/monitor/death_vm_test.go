@@ -155,6 +155,39 @@ func TestMonitorDeath(t *testing.T) {
 	vmsan.Exec(t, id, "true")
 }
 
+// A monitor that is killed while it brings a sandbox up leaves no more than
+// one that was told to give up.
+func TestMonitorDeathAtBoot(t *testing.T) {
+	vmsan := testenv.RequireVmsan(t)
+	for name, s := range map[string]unix.Signal{"killed": unix.SIGKILL, "told to stop": unix.SIGTERM} {
+		failed := make(chan api.Error, 1)
+		go func() { failed <- vmsan.Fail(t, "create", "--no-setup") }()
+		var id string
+		eventually(t, "the VMM has started", func() bool {
+			found, _ := filepath.Glob("/sys/fs/cgroup/*/vmsan-vm*-gate")
+			if found == nil {
+				found, _ = filepath.Glob("/sys/fs/cgroup/vmsan-vm*-gate")
+			}
+			for _, dir := range found {
+				id = strings.TrimSuffix(strings.TrimPrefix(filepath.Base(dir), "vmsan-"), "-gate")
+				if _, err := os.Stat(vmsan.Layout.Sandbox(id)); err == nil {
+					return true
+				}
+			}
+			return false
+		})
+		record, err := vmsan.Layout.Load(id)
+		if err != nil {
+			t.Fatal(err)
+		}
+		hold(t, record.Host.Monitor.PID).signal(t, s)
+		failure := <-failed
+		t.Logf("%s: %s", name, failure.Message)
+		failure.VM = id
+		checkFailedCreate(t, vmsan, failure, failure.Code, "monitor")
+	}
+}
+
 // SIGTERM to the monitor is an orderly stop: the guest's disk is synced.
 func TestMonitorTermination(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)

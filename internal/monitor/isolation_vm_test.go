@@ -204,3 +204,34 @@ func TestN7WithoutWalls(t *testing.T) {
 		vmsan.Run(t, "start", id)
 	}
 }
+
+// maxIdle is what monitor and gate of an idle sandbox may have together, in
+// KiB of memory that is theirs alone or their share of what they have with
+// others.
+const maxIdle = 30 << 10
+
+func TestIdleMemory(t *testing.T) {
+	vmsan := testenv.RequireVmsan(t)
+	pids := vmsan.Inspect(t, vmsan.Create(t)).PIDs
+	monitor, gate := proportionalSize(t, pids.Monitor), proportionalSize(t, pids.Gate)
+	if monitor+gate > maxIdle {
+		t.Errorf("the monitor has %d KiB and the gate %d KiB, more than %d together", monitor, gate, maxIdle)
+	}
+}
+
+// proportionalSize is a process's Pss in KiB (proc_pid_smaps_rollup(5)).
+func proportionalSize(t *testing.T, pid int) int {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps_rollup", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(string(text)) {
+		var kib int
+		if n, _ := fmt.Sscanf(line, "Pss: %d kB", &kib); n == 1 {
+			return kib
+		}
+	}
+	t.Fatalf("no Pss in %q", text)
+	return 0
+}

@@ -350,7 +350,7 @@ func TestStopDuringBringUp(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "terminated signal received") {
 		t.Errorf("got %v", err)
 	}
-	checkEnded(t, m.layout, api.StatusError, "terminated signal received")
+	checkEnded(t, m.layout, api.StatusError, "the sandbox's monitor was told to stop: terminated signal received")
 }
 
 func TestGuestThatEndsEarly(t *testing.T) {
