@@ -111,9 +111,30 @@ func (g *gate) keepConsole() {
 	io.Copy(io.Discard, g.console)
 }
 
-// obey carries out orders until the monitor closes the connection.
+// obey carries out orders until the monitor closes the connection, which also
+// ends an order that is under way.
 func (g *gate) obey() error {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
 	conn := NewConn(g.orders)
+	orders, ended := make(chan Order), make(chan error, 1)
+	go func() {
+		defer cancel()
+		ended <- receiveOrders(ctx, conn, orders)
+	}()
+	for {
+		select {
+		case order := <-orders:
+			if err := conn.Send(g.carryOut(ctx, order)); err != nil && ctx.Err() == nil {
+				return fmt.Errorf("report: %w", err)
+			}
+		case err := <-ended:
+			return err
+		}
+	}
+}
+
+func receiveOrders(ctx context.Context, conn *Conn, orders chan<- Order) error {
 	for {
 		var order Order
 		err := conn.Receive(&order)
@@ -123,14 +144,15 @@ func (g *gate) obey() error {
 		if err != nil {
 			return fmt.Errorf("receive order: %w", err)
 		}
-		if err := conn.Send(g.carryOut(order)); err != nil {
-			return fmt.Errorf("report: %w", err)
+		select {
+		case orders <- order:
+		case <-ctx.Done():
+			return nil
 		}
 	}
 }
 
-func (g *gate) carryOut(order Order) (report Report) {
-	ctx := context.Background()
+func (g *gate) carryOut(ctx context.Context, order Order) (report Report) {
 	var err error
 	switch {
 	case order.Begin != nil:

@@ -57,7 +57,7 @@ func (g *gateProcess) begin(ctx context.Context, identity *guest.Identity, vm vm
 		}
 	})
 	report, err := g.exchange(ctx, gate.Order{Begin: &gate.Begin{Identity: identity}})
-	if err != nil && !report.Failed {
+	if err != nil && !report.Failed && ctx.Err() == nil {
 		// The link breaks before the VMM has ended.
 		select {
 		case <-vm.Done():
