@@ -100,6 +100,7 @@ type Agent struct {
 	table    table
 	watchers watchers
 	cpu      cpuMeter
+	contract func() http.Handler // what both doors serve; made once
 	// attending counts processes not yet seen to their end.
 	attending sync.WaitGroup
 
@@ -129,6 +130,7 @@ func New(config Config) *Agent {
 			token:       config.AccessToken,
 		},
 	}
+	a.contract = sync.OnceValue(a.newContract)
 	a.reaper = newReaper(config.ReapOrphans, func() { a.forest.sweep() })
 	a.forest = newForest(config.CgroupDirectory, a.reaper.signal)
 	return a
@@ -159,7 +161,7 @@ func (a *Agent) current() settings {
 // HostHandler serves the whole API, and trusts the caller: for the host's link only.
 func (a *Agent) HostHandler() http.Handler {
 	mux := http.NewServeMux()
-	a.routeContract(mux)
+	mux.Handle("/", a.contract())
 	mux.Handle(guestv1connect.NewHostHandler(&hostService{agent: a}, connectOptions()...))
 	mux.HandleFunc("POST /init", a.serveInit)
 	mux.HandleFunc("GET /vmsan/dial", a.serveDial)
@@ -168,12 +170,11 @@ func (a *Agent) HostHandler() http.Handler {
 
 // PublicHandler serves the contract alone, and asks for the access token if there is one: for guest TCP.
 func (a *Agent) PublicHandler() http.Handler {
-	mux := http.NewServeMux()
-	a.routeContract(mux)
-	return allowOrigins(a.requireToken(mux))
+	return allowOrigins(a.requireToken(a.contract()))
 }
 
-func (a *Agent) routeContract(mux *http.ServeMux) {
+func (a *Agent) newContract() http.Handler {
+	mux := http.NewServeMux()
 	options := connectOptions()
 	path, handler := processconnect.NewProcessHandler(&processService{agent: a}, options...)
 	mux.Handle(path, exposeStreams(handler))
@@ -184,6 +185,7 @@ func (a *Agent) routeContract(mux *http.ServeMux) {
 	mux.HandleFunc("GET /files", a.serveDownload)
 	mux.HandleFunc("POST /files", a.serveUpload)
 	mux.HandleFunc("POST /files/compose", a.serveCompose)
+	return mux
 }
 
 // connectOptions bounds what is read. Answers are never compressed: the link is memory, and the guest's

@@ -33,7 +33,7 @@ const identityLimit = 10 * time.Second
 // becomeInit makes the image's init PID 1 and leaves an agent running beside
 // it. The init starts when the host has configured the guest: systemd reads
 // hostname and machine id once, at its beginning. It returns only on error.
-func becomeInit(path string, control, data *os.File, disk int) error {
+func (m *machine) becomeInit(path string, control, data *os.File, disk int) error {
 	if err := tryExec(path); err != nil {
 		return fmt.Errorf("run the image's init: %w", err)
 	}
@@ -43,6 +43,7 @@ func becomeInit(path string, control, data *os.File, disk int) error {
 	if err := startBeside(control, data, disk); err != nil {
 		return fmt.Errorf("start agent beside the image's init: %w", err)
 	}
+	m.loadLate()
 	env := []string{"PATH=" + defaultPath, "HOME=/", "TERM=linux"}
 	return fmt.Errorf("run the image's init: exec %s: %w", path, unix.Exec(path, []string{path}, env))
 }

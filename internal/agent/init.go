@@ -10,6 +10,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -43,27 +44,31 @@ func Main(args []string) int {
 
 // runInit is PID 1. It must not return or exit: the kernel would panic.
 func runInit(log *slog.Logger) {
-	m := &machine{}
+	m := &machine{log: log}
 	defer func() {
 		if r := recover(); r != nil {
 			log.Error("agent panicked", "panic", r)
 		}
 		m.powerOff()
 	}()
-	if err := m.bringUp(log); err != nil {
+	if err := m.bringUp(); err != nil {
 		log.Error("bring up guest", "error", err)
 	}
 }
 
 // machine is the guest of an agent that is its PID 1.
 type machine struct {
+	log     *slog.Logger
+	modules *modules
+	// late are the modules that can wait.
+	late []string
 	// disk names the sandbox's own disk: a descriptor, because its mount is
 	// out of sight. "" until there is one.
 	disk string
 }
 
 // bringUp makes the root file system and serves the guest link.
-func (m *machine) bringUp(log *slog.Logger) error {
+func (m *machine) bringUp() error {
 	signals := takeSignals()
 	if err := mountAll(earlyMounts); err != nil {
 		return err
@@ -72,35 +77,56 @@ func (m *machine) bringUp(log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
-	if err := loadModules(); err != nil {
+	defer events.close()
+	if m.modules, err = openModules(); err != nil {
 		return err
+	}
+	if m.late, err = m.modules.loadEarly(); err != nil {
+		return err
+	}
+	// The kernel's talk with the host about the ports takes a while, in which
+	// the root is made.
+	disk, rootErr := -1, error(nil)
+	if !hasWord(probeWord) {
+		disk, rootErr = enterRoot(events)
 	}
 	control, err := openPort(events, link.ControlPort)
 	if err != nil {
-		return err
+		return errors.Join(rootErr, err)
+	}
+	if rootErr != nil {
+		return failed(control, rootErr)
 	}
 	data, err := openPort(events, link.DataPort)
 	if err != nil {
-		return err
-	}
-	if hasWord(probeWord) {
-		return m.serve(control, data, signals, log)
-	}
-	disk, err := enterRoot(events)
-	if err != nil {
 		return failed(control, err)
 	}
-	events.close()
-	m.disk = descriptorPath(disk)
-	if path := imageInit(); path != "" {
-		return failed(control, becomeInit(path, control, data, disk))
+	if disk >= 0 {
+		m.disk = descriptorPath(disk)
 	}
-	return m.serve(control, data, signals, log)
+	if path := imageInit(); path != "" {
+		return failed(control, m.becomeInit(path, control, data, disk))
+	}
+	go m.obey(signals)
+	return serve(control, data, Config{
+		Logger: m.log, ReapOrphans: true, PowerOff: m.end, DiskMount: m.disk,
+		Configured: sync.OnceFunc(func() { time.AfterFunc(lateDelay, m.loadLate) }),
+	})
 }
 
-func (m *machine) serve(control, data *os.File, signals <-chan os.Signal, log *slog.Logger) error {
-	go m.obey(signals)
-	return serve(control, data, Config{Logger: log, ReapOrphans: true, PowerOff: m.end, DiskMount: m.disk})
+// lateDelay is from the host's word of who the guest is to the loading of
+// what can wait: so long that the first command is not slowed down.
+const lateDelay = 2 * time.Second
+
+func (m *machine) loadLate() {
+	for _, name := range m.late {
+		if err := m.modules.load(name); err != nil {
+			m.log.Error("load modules", "error", err)
+		}
+	}
+	if err := m.modules.close(); err != nil {
+		m.log.Error("remove modules", "error", err)
+	}
 }
 
 // descriptorPath names what a descriptor of this process is open on.
@@ -196,15 +222,22 @@ func imageInit() string {
 }
 
 // serve answers the host on the guest link and the guest on its loopback
-// address, until the link ends.
+// address, until the link ends. The host is told first that there is a guest:
+// what it says takes a while to come.
 func serve(control, data *os.File, config Config) error {
+	host := link.Listen(control, data)
+	defer host.Close()
 	a := New(config)
 	public, err := net.Listen("tcp", publicAddress)
 	if err != nil {
-		return failed(control, fmt.Errorf("listen for the guest's own requests: %w", err))
+		return fmt.Errorf("listen for the guest's own requests: %w", err)
 	}
-	go http.Serve(public, a.PublicHandler())
-	host := link.Listen(control, data)
-	defer host.Close()
+	go http.Serve(public, lazily(a.PublicHandler))
 	return http.Serve(host, a.HostHandler())
+}
+
+// lazily makes a handler when it is first needed, which may be never.
+func lazily(handler func() http.Handler) http.Handler {
+	get := sync.OnceValue(handler)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { get().ServeHTTP(w, r) })
 }

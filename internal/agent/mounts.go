@@ -71,9 +71,7 @@ func mountAll(mounts []mount) error {
 }
 
 // mountRoot mounts image and overlay and makes them the root directory. It
-// returns a descriptor of the overlay's disk. The initramfs stays mounted
-// below, out of reach, so what is no longer needed of it is deleted to give
-// its memory back.
+// returns a descriptor of the overlay's disk.
 func mountRoot() (disk int, err error) {
 	if err := mountAll(rootMounts[:2]); err != nil {
 		return 0, err
@@ -87,9 +85,6 @@ func mountRoot() (disk int, err error) {
 		return 0, fmt.Errorf("open %s: %w", overlayMount, err)
 	}
 	if err := mountAll(rootMounts[2:]); err != nil {
-		return 0, err
-	}
-	if err := os.RemoveAll(modulesDir); err != nil {
 		return 0, err
 	}
 	return disk, switchRoot(rootMount)
