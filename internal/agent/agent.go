@@ -178,7 +178,10 @@ func (a *Agent) newContract() http.Handler {
 	options := connectOptions()
 	path, handler := processconnect.NewProcessHandler(&processService{agent: a}, options...)
 	mux.Handle(path, exposeStreams(handler))
-	mux.Handle(filesystemconnect.NewFilesystemHandler(&filesystemService{agent: a}, options...))
+	mux.Handle("/"+filesystemconnect.FilesystemName+"/", lazily(func() http.Handler {
+		_, handler := filesystemconnect.NewFilesystemHandler(&filesystemService{agent: a}, options...)
+		return handler
+	}))
 	mux.HandleFunc("GET /health", serveHealth)
 	mux.HandleFunc("GET /metrics", a.serveMetrics)
 	mux.HandleFunc("GET /envs", a.serveEnvs)
@@ -186,6 +189,13 @@ func (a *Agent) newContract() http.Handler {
 	mux.HandleFunc("POST /files", a.serveUpload)
 	mux.HandleFunc("POST /files/compose", a.serveCompose)
 	return mux
+}
+
+// lazily makes a handler when it is first needed, which may be never: making those of a service takes 10 ms
+// of a boot under emulation.
+func lazily(make func() http.Handler) http.Handler {
+	get := sync.OnceValue(make)
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { get().ServeHTTP(w, r) })
 }
 
 // connectOptions bounds what is read. Answers are never compressed: the link is memory, and the guest's
