@@ -43,8 +43,10 @@ const (
 	// stream can make its receiver buffer. It holds several of the agent's
 	// chunks of output, so that the guest need not wait for the host.
 	window = 4 << 20
-	// backlog is how many streams may be open and not yet accepted.
-	backlog = 256
+	// backlog is how many streams may be open and not yet accepted. The host
+	// accepts none, and a guest can fill each with yamux's first window of
+	// 256 KiB.
+	backlog = 64
 )
 
 type nonce [nonceSize]byte

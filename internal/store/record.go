@@ -194,7 +194,7 @@ func (l Layout) Save(r *Record) error {
 	if err != nil {
 		return fmt.Errorf("write record of %s: %w", r.ID, err)
 	}
-	if err := renameio.WriteFile(l.Record(r.ID), append(raw, '\n'), 0o600); err != nil {
+	if err := renameio.WriteFile(l.Record(r.ID), append(raw, '\n'), 0o600, renameio.WithTempDir(l.Sandbox(r.ID))); err != nil {
 		return fmt.Errorf("write record of %s: %w", r.ID, err)
 	}
 	return nil

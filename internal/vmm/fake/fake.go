@@ -97,10 +97,9 @@ func Describe(s vmm.Spec) string {
 // Machine is a guest that runs in this process. Its methods besides vmm.VM's
 // are what a test can do to it.
 type Machine struct {
-	link   vmm.Link
-	gate   *pausable
-	guest  *guest
-	events sync.WaitGroup
+	link  vmm.Link
+	gate  *pausable
+	guest *guest
 
 	end  sync.Once
 	exit vmm.Exit
