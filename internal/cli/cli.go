@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"sync"
 
 	"github.com/spf13/cobra"
 	"golang.org/x/sys/unix"
@@ -34,6 +35,10 @@ type app struct {
 	stdout io.Writer
 	stderr io.Writer
 	log    *slog.Logger
+
+	// talk is held while something is said on stderr, by commands that work on
+	// several sandboxes side by side.
+	talk sync.Mutex
 
 	// unparsed is true if the flags could not be parsed.
 	unparsed bool
@@ -224,6 +229,8 @@ func (a *app) service() (*sandbox.Service, error) {
 // say prints something for people: not with --json or --quiet.
 func (a *app) say(format string, args ...any) {
 	if !a.json && !a.quiet {
+		a.talk.Lock()
+		defer a.talk.Unlock()
 		fmt.Fprintf(a.stderr, format+"\n", args...)
 	}
 }

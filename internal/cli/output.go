@@ -125,5 +125,7 @@ func (a *app) printTrace(stages []api.Stage) {
 	for _, s := range stages {
 		rows = append(rows, []string{s.Name, fmt.Sprintf("%.1f ms", s.Milliseconds), s.Detail})
 	}
+	a.talk.Lock()
+	defer a.talk.Unlock()
 	table(a.stderr, "STAGE\tTIME\tDETAIL", rows)
 }
