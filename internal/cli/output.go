@@ -42,6 +42,9 @@ func table(w io.Writer, header string, rows [][]string) {
 // emulationWarning is said wherever a sandbox without KVM is shown.
 const emulationWarning = "software emulation isolates by QEMU's code alone, which its makers do not call a security boundary; --require-kvm refuses to run this way"
 
+// unprivilegedWarning is said of a sandbox that was started without root.
+const unprivilegedWarning = "without root the VMM runs as this user, with its files and network in reach, behind the system call filter alone"
+
 // show turns a record into what the user sees.
 func show(r *store.Record) api.VM {
 	vm := api.VM{
@@ -60,6 +63,9 @@ func show(r *store.Record) api.VM {
 	}
 	if r.Spec.Accelerator == "tcg" {
 		vm.Warnings = append(vm.Warnings, emulationWarning)
+	}
+	if vm.Isolation != nil && !vm.Isolation.Namespaces {
+		vm.Warnings = append(vm.Warnings, unprivilegedWarning)
 	}
 	return vm
 }

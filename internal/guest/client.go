@@ -92,6 +92,12 @@ func linkError(err error) error {
 	if errors.Is(err, context.Canceled) || errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
+	// What the library says first, "internal: protocol error", is its own
+	// view of a stream that was cut.
+	var wrapped *connect.Error
+	if errors.As(err, &wrapped) && wrapped.Unwrap() != nil {
+		err = wrapped.Unwrap()
+	}
 	return api.Errorf(api.ErrGuestLink, "the connection to the guest broke: %w", err).
 		WithHint("vmsan logs VM, to see what became of the guest")
 }
