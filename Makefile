@@ -52,7 +52,7 @@ demo: runtime-deps setup
 
 .PHONY: test
 test: deps setup
-	$(TESTENV) $(GO) test -timeout 30m -p 1 ./...
+	$(TESTENV) $(GO) test -timeout 30m -count 1 -p 1 ./...
 
 .PHONY: load
 load: setup
