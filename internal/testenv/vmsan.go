@@ -34,16 +34,29 @@ const nobody = 65534
 // rights on this host but owns the directory.
 func (v Vmsan) AsNobody(t testing.TB) Vmsan {
 	t.Helper()
-	// The files are shared with other tests by hard links, and stay root's.
-	if out, err := exec.Command("find", v.Layout.Dir, "-type", "d", "-exec", "chown", "65534:65534", "{}", "+").CombinedOutput(); err != nil {
-		t.Fatalf("give the state directory away: %v: %s", err, out)
+	// A copy, where everybody can get at: whose a file is is one for all its
+	// links, and nobody may not enter the directory of the checkout.
+	dir, err := os.MkdirTemp("", "vmsan-nobody-")
+	if err != nil {
+		t.Fatal(err)
 	}
-	binary := filepath.Join(v.Layout.Dir, "vmsan-under-test")
-	if out, err := exec.Command("cp", v.binary, binary).CombinedOutput(); err != nil {
-		t.Fatalf("copy the binary: %v: %s", err, out)
+	t.Cleanup(func() { os.RemoveAll(dir) })
+	binary := filepath.Join(dir, "vmsan-under-test")
+	state, err := store.NewLayout(filepath.Join(dir, "state"))
+	if err != nil {
+		t.Fatal(err)
 	}
-	run := filepath.Join("/tmp", fmt.Sprintf("%s-%d", filepath.Base(v.Layout.Run), nobody))
-	layout := store.Layout{Dir: v.Layout.Dir, Run: run}
+	for _, command := range [][]string{
+		{"cp", "-r", "--sparse=always", v.Layout.Dir, state.Dir},
+		{"cp", v.binary, binary},
+		{"chown", "-R", "65534:65534", dir},
+	} {
+		if out, err := exec.Command(command[0], command[1:]...).CombinedOutput(); err != nil {
+			t.Fatalf("%v: %v: %s", command, err, out)
+		}
+	}
+	run := filepath.Join("/tmp", fmt.Sprintf("%s-%d", filepath.Base(state.Run), nobody))
+	layout := store.Layout{Dir: state.Dir, Run: run}
 	t.Cleanup(func() { checkSandboxes(t, layout) })
 	return Vmsan{Layout: layout, binary: binary, user: nobody}
 }
