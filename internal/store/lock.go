@@ -80,8 +80,10 @@ func AwaitLock(ctx context.Context, path string) error {
 	}
 	free := make(chan error, 1)
 	go func() {
-		defer file.Close()
-		free <- flock(file, unix.LOCK_SH)
+		err := flock(file, unix.LOCK_SH)
+		// Let go of it first: whoever waited may want it for itself next.
+		file.Close()
+		free <- err
 	}()
 	select {
 	case err := <-free:

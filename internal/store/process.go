@@ -7,6 +7,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -58,12 +59,31 @@ func (p Process) Kill() error {
 	if err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("kill process %d: %w", p.PID, err)
 	}
-	// Wait: what it holds is free only when it is gone.
-	poll := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
-	if n, err := unix.Poll(poll, 5000); err == nil && n == 0 {
-		return fmt.Errorf("process %d was killed and does not end", p.PID)
+	// What it holds is free only when it is gone.
+	if err := awaitEnd(fd, killWait); err != nil {
+		return fmt.Errorf("process %d was killed: %w", p.PID, err)
 	}
 	return nil
+}
+
+// killWait is how long a process may take to end once it was killed.
+const killWait = 5 * time.Second
+
+// awaitEnd waits until the process behind a pidfd has ended.
+func awaitEnd(fd int, limit time.Duration) error {
+	for deadline := time.Now().Add(limit); ; {
+		left := time.Until(deadline)
+		if left <= 0 {
+			return errors.New("it does not end")
+		}
+		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
+		if err != nil && !errors.Is(err, unix.EINTR) {
+			return fmt.Errorf("wait for its end: %w", err)
+		}
+		if err == nil && n > 0 {
+			return nil
+		}
+	}
 }
 
 // BootID names the host's current boot (random(4)).
