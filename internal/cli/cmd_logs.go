@@ -9,6 +9,7 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 	"github.com/spf13/cobra"
+	"golang.org/x/term"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/sandbox"
@@ -61,10 +62,36 @@ func (a *app) runLogs(ctx context.Context, ref string, follow, monitorLog bool) 
 	}
 	defer file.Close()
 	if !follow {
-		_, err := io.Copy(a.stdout, file)
+		_, err := io.Copy(a.shown(), file)
 		return err
 	}
 	return a.follow(ctx, service, record.ID, file)
+}
+
+// shown is standard output for what a guest wrote: on a terminal, without
+// what could move the cursor or do worse.
+func (a *app) shown() io.Writer {
+	if file, ok := a.stdout.(*os.File); ok && term.IsTerminal(int(file.Fd())) {
+		return plain{file}
+	}
+	return a.stdout
+}
+
+// plain passes on text, line breaks and tabs. It works byte by byte, since a
+// write may end within a character: what is not ASCII is passed on, but for
+// the control characters of 8-bit terminals, which UTF-8 begins with C2.
+type plain struct{ w io.Writer }
+
+func (p plain) Write(b []byte) (int, error) {
+	text := make([]byte, len(b))
+	for i, c := range b {
+		if c < ' ' && c != '\n' && c != '\t' && c != '\r' || c == 0x7f || c == 0xc2 {
+			c = '?'
+		}
+		text[i] = c
+	}
+	_, err := p.w.Write(text)
+	return len(b), err
 }
 
 // maxLog is more than a log can hold.
@@ -128,6 +155,6 @@ func (a *app) printRest(file *os.File) error {
 			return err
 		}
 	}
-	_, err = io.Copy(a.stdout, file)
+	_, err = io.Copy(a.shown(), file)
 	return err
 }
