@@ -205,7 +205,7 @@ func (s Store) resolvePrefix(ref, prefix string) (string, error) {
 		return found[0], nil
 	}
 	return "", api.Errorf(api.ErrValidationImageRef, "%d images' digests begin with %s", len(found), prefix).
-		WithHint("give more digits; vmsan image ls shows them")
+		WithHint("give more digits of the digest")
 }
 
 // Removed tells what a Remove did.

@@ -83,5 +83,5 @@ func (s Store) corrupt(digest string, err error) error {
 
 func notFound(ref string) error {
 	return api.Errorf(api.ErrImageNotFound, "no image %q", ref).
-		WithHint("vmsan image ls lists the images there are; vmsan setup makes the default one")
+		WithHint("vmsan setup makes the default image")
 }

@@ -172,7 +172,7 @@ func (o *Options) makeLockFile() error {
 func stateDirError(dir string, err error) error {
 	if errors.Is(err, os.ErrPermission) {
 		return api.Errorf(api.ErrPermission, "use state directory: %w", err).
-			WithHint("run vmsan as the user who owns %s, or give another --state-dir", dir)
+			WithHint("run vmsan as the user who owns %s, or give another --dir", dir)
 	}
 	return scratch.Explain(api.Errorf(api.ErrValidationStateDir, "use state directory: %w", err))
 }
@@ -395,7 +395,7 @@ func noAccelerator(verdicts []Verdict) error {
 		reasons = append(reasons, v.Accel+": "+v.Reason)
 	}
 	return api.Errorf(api.ErrSetupNoAccelerator, "no accelerator could boot the kernel: %s", strings.Join(reasons, "; ")).
-		WithHint("vmsan doctor tells more; vmsan setup --kernel-deb FILE tries another kernel")
+		WithHint("vmsan setup --kernel-deb FILE tries another kernel")
 }
 
 // maxReason bounds a reason in bytes.
