@@ -312,7 +312,8 @@ func (m *monitor) fail(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		err = gaveUp(cause)
 	}
-	err = errors.Join(err, m.undo.Run())
+	undoErr := m.undo.Run()
+	err = errors.Join(err, undoErr)
 	m.background.Wait()
 	failure := api.AsError(err)
 	if failure.Code == api.ErrInternal && m.vm != nil {
@@ -322,7 +323,9 @@ func (m *monitor) fail(ctx context.Context, err error) error {
 	failure.Console = consoleTail(m.layout.Console(m.id))
 	if saveErr := m.save(func(r *store.Record) {
 		r.Status, r.Reason = api.StatusError, failure.Message
-		r.Host = store.Host{}
+		if undoErr == nil {
+			r.Host = store.Host{}
+		}
 	}); saveErr != nil {
 		m.log.Error("write record", "error", saveErr)
 	}

@@ -67,6 +67,10 @@ func (s *Service) plan(o CreateOptions) (*store.Record, error) {
 	if ref == "" {
 		ref = ready.ImageName
 	}
+	if ref == "" {
+		return nil, api.Errorf(api.ErrImageNotFound, "setup was told not to make the default image, and no other was named").
+			WithFlag("--image").WithHint("vmsan setup")
+	}
 	image, err := s.images().Resolve(ref)
 	if err != nil {
 		return nil, err

@@ -40,7 +40,7 @@ func (s *Service) List(ctx context.Context, f Filter) ([]*store.Record, error) {
 		s.log.Warn(broken[id].Error(), "hint", "vmsan rm -f "+id)
 	}
 	for i, r := range records {
-		if !r.Running() {
+		if !unfinished(r) {
 			continue
 		}
 		repaired, err := s.repaired(ctx, r.ID)

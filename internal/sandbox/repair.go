@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/cgroup"
+	"github.com/vmsan/vmsan/internal/monitor"
 	"github.com/vmsan/vmsan/internal/store"
 )
 
@@ -18,7 +19,7 @@ import (
 // that left behind is taken back first.
 func (s *Service) repaired(_ context.Context, id string) (*store.Record, error) {
 	record, err := s.layout.Load(id)
-	if err != nil || !record.Running() {
+	if err != nil || !unfinished(record) {
 		return record, err
 	}
 	lock, held, err := store.TryLock(s.layout.SandboxLock(id))
@@ -38,6 +39,13 @@ func (s *Service) repaired(_ context.Context, id string) (*store.Record, error) 
 	return s.layout.Load(id)
 }
 
+// unfinished tells whether r is a record that somebody should be working on:
+// a monitor, or, for a sandbox whose first start failed, the command that
+// wanted to create it and now has to remove it.
+func unfinished(r *store.Record) bool {
+	return r.Running() || r.Status == api.StatusError && (r.Ephemeral || r.StartedAt.IsZero())
+}
+
 func vmGone(id string) error {
 	return api.Errorf(api.ErrVMNotFound, "VM not found: %s", id).WithVM(id).WithHint("vmsan list")
 }
@@ -52,7 +60,7 @@ func (s *Service) repair(id string) error {
 	if api.HasCode(err, api.ErrVMNotFound) {
 		return nil
 	}
-	if err != nil || !record.Running() {
+	if err != nil || !unfinished(record) {
 		return err
 	}
 	s.log.Warn("the monitor of a sandbox has died; cleaning up after it", "vm", id)
@@ -86,7 +94,7 @@ func (s *Service) takeBack(r *store.Record) error {
 			errs = append(errs, p.Kill())
 		}
 	}
-	for _, name := range r.Host.Cgroups {
+	for _, name := range monitor.Cgroups(r.ID) {
 		errs = append(errs, cgroup.Remove(name))
 	}
 	errs = append(errs, os.RemoveAll(s.layout.SandboxRun(r.ID)))

@@ -66,6 +66,9 @@ func (s *Service) Ready() error {
 	if err != nil {
 		return err
 	}
+	if record.Accel == "" {
+		return notReady("it was interrupted")
+	}
 	k, err := kernel.Load(s.layout, record.Kernel)
 	if err != nil {
 		return notReady(fmt.Sprintf("the kernel is missing from %s", s.layout.Dir))
