@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"time"
 
+	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/store"
 )
@@ -25,10 +27,17 @@ func (s *Service) Rename(ctx context.Context, ref, name string) (*store.Record, 
 	return s.layout.Load(record.ID)
 }
 
+// renameTime is how long a monitor may take to write a name.
+const renameTime = 5 * time.Second
+
 // rename changes the record: through the monitor, which is the only writer
 // while it lives, or under the lock.
 func (s *Service) rename(ctx context.Context, r *store.Record, name string) error {
 	if r.Running() {
+		// Nobody else can take an id or a name meanwhile.
+		ctx, cancel := context.WithTimeoutCause(ctx, renameTime,
+			api.Errorf(api.ErrVMBusy, "VM %s is still being started", r.ID).WithVM(r.ID).WithHint("try again"))
+		defer cancel()
 		err := control.Dial(s.layout.ControlSocket(r.ID)).Rename(ctx, name)
 		if !errors.Is(err, control.ErrGone) {
 			return err
