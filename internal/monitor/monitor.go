@@ -2,7 +2,7 @@
 // the sandbox up, waits, and takes everything back. It is the parent of the
 // VMM and of the gate, and the only writer of the sandbox's record.
 //
-// It runs with the rights of whoever started it, so it reads nothing that a
+// It runs with the rights of whoever started it, so it parses nothing that a
 // guest has written; that is the gate's work.
 package monitor
 
