@@ -107,13 +107,6 @@ func copyAccounts(t *testing.T, root string) {
 	}
 }
 
-func requireRoot(t *testing.T) {
-	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root")
-	}
-}
-
 // result is what a command did.
 type result struct {
 	pid    int

@@ -19,6 +19,7 @@ import (
 
 	"github.com/vmsan/vmsan/internal/guest/proto/process"
 	"github.com/vmsan/vmsan/internal/guest/proto/process/processconnect"
+	"github.com/vmsan/vmsan/internal/testenv"
 )
 
 func TestExitCode(t *testing.T) {
@@ -331,7 +332,7 @@ func TestCommandIsFoundInItsOwnPath(t *testing.T) {
 }
 
 func TestUsers(t *testing.T) {
-	requireRoot(t)
+	testenv.RequireRoot(t)
 	g := newGuest(t)
 	passwd := "root:x:0:0::/root:/bin/sh\nann:x:1234:1234::/:/bin/sh\n"
 	group := "root:x:0:\nann:x:1234:\nstaff:x:50:bob,ann\nwheel:x:10:ann\n"

@@ -9,15 +9,17 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmsan/vmsan/internal/testenv"
 )
 
 // mountExt4 makes an ext4 of 8 MiB on a loop device of 64 MiB and mounts it.
 func mountExt4(t *testing.T) (mount, device string) {
 	t.Helper()
-	requireRoot(t)
+	testenv.RequireRoot(t)
 	for _, tool := range []string{"mkfs.ext4", "losetup"} {
 		if _, err := exec.LookPath(tool); err != nil {
-			t.Skipf("needs %s", tool)
+			t.Fatalf("needs %s", tool)
 		}
 	}
 	file := filepath.Join(t.TempDir(), "disk")
@@ -32,13 +34,13 @@ func mountExt4(t *testing.T) (mount, device string) {
 	}
 	text, err := exec.Command("losetup", "--find", "--show", file).CombinedOutput()
 	if err != nil {
-		t.Skipf("losetup: %v: %s", err, text)
+		t.Fatalf("losetup: %v: %s", err, text)
 	}
 	device = strings.TrimSpace(string(text))
 	t.Cleanup(func() { exec.Command("losetup", "-d", device).Run() })
 	mount = t.TempDir()
 	if err := unix.Mount(device, mount, "ext4", 0, ""); err != nil {
-		t.Skipf("mount ext4: %v", err)
+		t.Fatalf("mount ext4: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := unix.Unmount(mount, 0); err != nil {
@@ -46,45 +48,6 @@ func mountExt4(t *testing.T) (mount, device string) {
 		}
 	})
 	return mount, device
-}
-
-// requireResizing skips where even root may not resize: some containers take CAP_SYS_RESOURCE away.
-func requireResizing(t *testing.T) {
-	t.Helper()
-	var data [2]unix.CapUserData
-	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
-	if err := unix.Capget(&header, &data[0]); err != nil {
-		t.Fatal(err)
-	}
-	if data[0].Effective&(1<<unix.CAP_SYS_RESOURCE) == 0 {
-		t.Skip("needs CAP_SYS_RESOURCE")
-	}
-}
-
-func TestLinuxGrow(t *testing.T) {
-	requireResizing(t)
-	mount, device := mountExt4(t)
-	size := func() uint64 {
-		var stat unix.Statfs_t
-		if err := unix.Statfs(mount, &stat); err != nil {
-			t.Fatal(err)
-		}
-		return stat.Blocks * uint64(stat.Bsize)
-	}
-	before := size()
-	bytes, err := linux{}.Grow(mount, "")
-	if err != nil || bytes != 64<<20 {
-		t.Fatalf("got %d, error %v", bytes, err)
-	}
-	if size() < 5*before {
-		t.Errorf("grew from %d to %d", before, size())
-	}
-	if _, err := (linux{}).Grow(mount, device); err != nil {
-		t.Errorf("a second time: %v", err)
-	}
-	if _, err := (linux{}).Grow("/proc", ""); err == nil || !strings.Contains(err.Error(), "not ext4") {
-		t.Errorf("/proc: %v", err)
-	}
 }
 
 func TestLinuxFreeze(t *testing.T) {
@@ -117,7 +80,7 @@ func TestLinuxFreeze(t *testing.T) {
 }
 
 func TestLinuxEntropy(t *testing.T) {
-	requireRoot(t)
+	testenv.RequireRoot(t)
 	if err := (linux{}).AddEntropy([]byte("some bytes, not a multiple of four")); err != nil {
 		t.Error(err)
 	}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"testing"
+
+	"github.com/vmsan/vmsan/internal/testenv"
 )
 
 func fscan(text []byte, into ...any) (int, error) {
@@ -27,7 +29,7 @@ func eachForest(t *testing.T, test func(t *testing.T, g *guest)) {
 		directory := mountCgroups(t)
 		g := newGuest(t, func(c *Config) { c.CgroupDirectory = directory })
 		if g.agent.forest.name() != "cgroup" {
-			t.Skip("needs a kernel with cgroup.kill (>= 5.14)")
+			t.Fatal("needs a kernel with cgroup.kill (>= 5.14)")
 		}
 		t.Cleanup(func() { // before the agent closes, which removes the rest
 			eventually(t, "the cgroups of ended commands to go", func() bool {
@@ -43,10 +45,10 @@ func eachForest(t *testing.T, test func(t *testing.T, g *guest)) {
 // mountCgroups mounts cgroup v2 for one test: a host may have version 1 where they usually are.
 func mountCgroups(t *testing.T) string {
 	t.Helper()
-	requireRoot(t)
+	testenv.RequireRoot(t)
 	mount := t.TempDir()
 	if err := syscall.Mount("none", mount, "cgroup2", 0, ""); err != nil {
-		t.Skipf("mount cgroup2: %v", err)
+		t.Fatalf("mount cgroup2: %v", err)
 	}
 	t.Cleanup(func() {
 		if err := syscall.Unmount(mount, syscall.MNT_DETACH); err != nil {
