@@ -145,7 +145,7 @@ func installDeb(ctx context.Context, l store.Layout, path string, source Source,
 		return Kernel{}, err
 	}
 	defer dir.Close()
-	if source.SHA256, err = hashFile(path); err != nil {
+	if source.SHA256, err = FileDigest(path); err != nil {
 		return Kernel{}, invalid(err)
 	}
 	if err := unpackDeb(ctx, path, dir.Path); err != nil {
@@ -326,7 +326,7 @@ func Check(l store.Layout, digest string) (Kernel, error) {
 		VmlinuxPath(l, digest):   k.Vmlinux,
 		InitramfsPath(l, digest): k.Initramfs,
 	} {
-		got, err := hashFile(path)
+		got, err := FileDigest(path)
 		if err != nil {
 			return Kernel{}, fmt.Errorf("check kernel %s: %w", k.Version, err)
 		}
@@ -370,7 +370,8 @@ func Remove(l store.Layout, digest string) error {
 	return errors.Join(err, dir.Close())
 }
 
-func hashFile(path string) (string, error) {
+// FileDigest is the hexadecimal SHA-256 of a file.
+func FileDigest(path string) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err

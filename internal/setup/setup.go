@@ -8,7 +8,6 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"strings"
 	"time"
@@ -230,7 +229,7 @@ func (o *Options) fittingKernel(r *Record) (kernel.Kernel, error) {
 	if path == "" {
 		return k, nil
 	}
-	sum, err := hashFile(path)
+	sum, err := kernel.FileDigest(path)
 	if err != nil {
 		return kernel.Kernel{}, kernelFileError(err)
 	}
@@ -412,17 +411,4 @@ func oneLine(text string) string {
 func hexSum(data []byte) string {
 	sum := sha256.Sum256(data)
 	return hex.EncodeToString(sum[:])
-}
-
-func hashFile(path string) (string, error) {
-	f, err := os.Open(path)
-	if err != nil {
-		return "", err
-	}
-	defer f.Close()
-	sum := sha256.New()
-	if _, err := io.Copy(sum, f); err != nil {
-		return "", err
-	}
-	return hex.EncodeToString(sum.Sum(nil)), nil
 }
