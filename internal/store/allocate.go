@@ -151,7 +151,7 @@ func (l Layout) Delete(id string) error {
 		return fmt.Errorf("delete sandbox %s: %w", id, err)
 	}
 	err = os.Rename(l.Sandbox(id), filepath.Join(grave, id))
-	if err != nil && !os.IsNotExist(err) {
+	if err != nil && !l.gone(id) {
 		return fmt.Errorf("delete sandbox %s: %w", id, err)
 	}
 	if err := os.RemoveAll(l.SandboxRun(id)); err != nil {
@@ -161,4 +161,11 @@ func (l Layout) Delete(id string) error {
 		return fmt.Errorf("delete files of %s: %w", id, err)
 	}
 	return nil
+}
+
+// gone tells whether the sandbox id has no directory: what could not be moved
+// away may also lack a place to be moved to.
+func (l Layout) gone(id string) bool {
+	_, err := os.Lstat(l.Sandbox(id))
+	return os.IsNotExist(err)
 }
