@@ -110,7 +110,7 @@ func (g *Guest) replace(n nonce) {
 	g.swap(s)
 	go func() {
 		defer close(s.ended)
-		if err := s.run(n, g); err != nil && !errors.Is(err, errReset) {
+		if err := s.run(n, g); err != nil && !errors.Is(err, errReset) && !errors.Is(err, io.ErrClosedPipe) {
 			fmt.Fprintf(os.Stderr, "guest link: %v\n", err)
 		}
 	}()

@@ -52,8 +52,10 @@ func echoGuest(t *testing.T, control, data io.ReadWriteCloser) {
 	t.Helper()
 	guest := Listen(control, data)
 	var streams sync.WaitGroup
-	t.Cleanup(func() { guest.Close(); streams.Wait() })
+	accepting := make(chan struct{})
+	t.Cleanup(func() { guest.Close(); <-accepting; streams.Wait() })
 	go func() {
+		defer close(accepting)
 		for {
 			stream, err := guest.Accept()
 			if err != nil {
