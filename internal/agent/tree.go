@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"sync"
@@ -297,8 +299,9 @@ func (t *procTree) signalOnce(leader int, number syscall.Signal) (bool, error) {
 		return false, nil
 	}
 	found := false
-	for pid := range all {
-		if pid == os.Getpid() || !all.belongs(pid, leader) {
+	// The leader first: one that saw a child killed could still end as if all were well.
+	for _, pid := range append([]int{leader}, slices.Collect(maps.Keys(all))...) {
+		if pid == os.Getpid() || !all.belongs(pid, leader) || found && pid == leader {
 			continue
 		}
 		found = true
