@@ -86,6 +86,7 @@ func (a *Agent) configuration(request *guestv1.ConfigureRequest) []step {
 	add(request.Hostname != nil, "hostname", func() error { return a.setHostname(request.GetHostname()) })
 	add(request.MachineId != nil, "machine_id", func() error { return a.setMachineID(request.GetMachineId()) })
 	add(request.BootId != nil, "boot_id", func() error { return a.setBootID(request.GetBootId()) })
+	add(request.Network != nil, "network", func() error { return a.setNetwork(request.GetNetwork()) })
 	add(request.Resolver != nil, "resolver", func() error { return a.setResolver(request.GetResolver()) })
 	add(request.Environment != nil, "environment", func() error {
 		return a.setEnvironment(request.GetEnvironment().GetVariables())
@@ -167,6 +168,21 @@ func (a *Agent) setBootID(id string) error {
 		return err
 	}
 	return a.config.Kernel.Cover(a.system("run/vmsan/boot_id"), bootIDFile)
+}
+
+func (a *Agent) setNetwork(network *guestv1.Network) error {
+	address, err := netip.ParsePrefix(network.GetAddress())
+	if err != nil {
+		return err
+	}
+	gateway, err := netip.ParseAddr(network.GetGateway())
+	if err != nil {
+		return err
+	}
+	if !address.Addr().Is4() || !address.Contains(gateway) {
+		return fmt.Errorf("%s is no IPv4 address with %s beside it", address, gateway)
+	}
+	return a.config.Kernel.SetNetwork(address, gateway)
 }
 
 // setResolver writes resolv.conf. A link in its place, as systemd-resolved makes, is replaced: what it leads

@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"slices"
 	"strconv"
@@ -49,6 +50,9 @@ func (k *recordingKernel) SetTime(to time.Time) error {
 func (k *recordingKernel) SetHostname(name string) error { return k.record("hostname %s", name) }
 func (k *recordingKernel) AddEntropy(entropy []byte) error {
 	return k.record("add-entropy %x", entropy)
+}
+func (k *recordingKernel) SetNetwork(address netip.Prefix, gateway netip.Addr) error {
+	return k.record("ip-address %s via %s", address, gateway)
 }
 func (k *recordingKernel) Cover(_, target string) error { return k.record("mount --bind %s", target) }
 func (k *recordingKernel) Freeze(path string) error     { return k.record("fsfreeze -f %s", path) }

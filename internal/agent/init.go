@@ -185,15 +185,7 @@ func loopbackUp() error {
 		return fmt.Errorf("open socket: %w", err)
 	}
 	defer unix.Close(fd)
-	lo, err := unix.NewIfreq("lo")
-	if err != nil {
-		return err
-	}
-	lo.SetUint16(unix.IFF_UP | unix.IFF_RUNNING)
-	if err := unix.IoctlIfreq(fd, unix.SIOCSIFFLAGS, lo); err != nil {
-		return fmt.Errorf("set loopback up: %w", err)
-	}
-	return nil
+	return linkUp(fd, "lo")
 }
 
 // Words that the host puts on the kernel's command line.

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -19,6 +20,8 @@ type Kernel interface {
 	SetHostname(name string) error
 	// AddEntropy mixes in, credits every bit, and reseeds.
 	AddEntropy(entropy []byte) error
+	// SetNetwork gives the first network device an address, brings it up, and makes gateway the way to all others.
+	SetNetwork(address netip.Prefix, gateway netip.Addr) error
 	// Cover mounts the file source over target, in the place of one mounted there before.
 	Cover(source, target string) error
 	// Freeze blocks writes to the filesystem path is on; Thaw lets them go on. Both may be called twice.

@@ -41,6 +41,9 @@ type Spec struct {
 	// Namespaces are CLONE_NEW* flags besides the mount namespace, which
 	// comes with Root. Optional; needs root.
 	Namespaces uintptr
+	// Network is an existing network namespace to be born in, in the place of
+	// CLONE_NEWNET. Optional; needs root.
+	Network *os.File
 	// Cgroup the child is born in. Optional.
 	Cgroup *cgroup.Group
 }
@@ -170,6 +173,11 @@ func fork(spec Spec) (process *os.Process, err error) {
 	}
 	if spec.User != nil {
 		attr.Sys.Credential = &syscall.Credential{Uid: spec.User.UID, Gid: spec.User.GID}
+	}
+	if spec.Network != nil {
+		if err := unix.Setns(int(spec.Network.Fd()), unix.CLONE_NEWNET); err != nil {
+			return nil, fmt.Errorf("enter network namespace: %w", err)
+		}
 	}
 	if spec.Cgroup != nil {
 		entry, err := spec.Cgroup.Enter()

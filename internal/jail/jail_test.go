@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -155,6 +156,52 @@ func TestNamespaces(t *testing.T) {
 			t.Errorf("the child is in the caller's %s namespace", name)
 		}
 	}
+}
+
+func TestNetwork(t *testing.T) {
+	testenv.RequireRoot(t)
+	network := newNetwork(t)
+	spec := jailed(t, "sleep 60")
+	spec.Namespaces &^= unix.CLONE_NEWNET
+	spec.Network = network
+	child := start(t, spec)
+	got, err := os.Stat(fmt.Sprintf("/proc/%d/ns/net", child.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	want, err := network.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !os.SameFile(got, want) {
+		t.Error("the child is not in the network namespace that it was given")
+	}
+	ours, err := os.Stat("/proc/self/ns/net")
+	if err != nil || os.SameFile(ours, want) {
+		t.Errorf("the parent went along: %v", err)
+	}
+}
+
+// newNetwork makes an empty network namespace.
+func newNetwork(t *testing.T) *os.File {
+	t.Helper()
+	made := make(chan *os.File, 1)
+	go func() {
+		defer close(made)
+		runtime.LockOSThread() // and never unlocked: the thread ends here
+		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+			return
+		}
+		if file, err := os.Open("/proc/thread-self/ns/net"); err == nil {
+			made <- file
+		}
+	}()
+	network := <-made
+	if network == nil {
+		t.Fatal("cannot make a network namespace")
+	}
+	t.Cleanup(func() { network.Close() })
+	return network
 }
 
 func TestRootHoldsWhatWasBound(t *testing.T) {

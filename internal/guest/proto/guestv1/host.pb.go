@@ -223,7 +223,9 @@ type ConfigureRequest struct {
 	// What callers on the guest's TCP port must show. Empty: nothing.
 	AccessToken *string `protobuf:"bytes,9,opt,name=access_token,json=accessToken,proto3,oneof" json:"access_token,omitempty"`
 	// Written to /etc/resolv.conf.
-	Resolver      *Resolver `protobuf:"bytes,10,opt,name=resolver,proto3" json:"resolver,omitempty"`
+	Resolver *Resolver `protobuf:"bytes,10,opt,name=resolver,proto3" json:"resolver,omitempty"`
+	// The network device's addresses; what it had before goes. Absent: it is left as it is.
+	Network       *Network `protobuf:"bytes,11,opt,name=network,proto3" json:"network,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -328,6 +330,67 @@ func (x *ConfigureRequest) GetResolver() *Resolver {
 	return nil
 }
 
+func (x *ConfigureRequest) GetNetwork() *Network {
+	if x != nil {
+		return x.Network
+	}
+	return nil
+}
+
+type Network struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The guest's IPv4 address with the length of its prefix, like 192.0.0.2/30.
+	Address string `protobuf:"bytes,1,opt,name=address,proto3" json:"address,omitempty"`
+	// Where everything else is.
+	Gateway       string `protobuf:"bytes,2,opt,name=gateway,proto3" json:"gateway,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Network) Reset() {
+	*x = Network{}
+	mi := &file_guestv1_host_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Network) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Network) ProtoMessage() {}
+
+func (x *Network) ProtoReflect() protoreflect.Message {
+	mi := &file_guestv1_host_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Network.ProtoReflect.Descriptor instead.
+func (*Network) Descriptor() ([]byte, []int) {
+	return file_guestv1_host_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Network) GetAddress() string {
+	if x != nil {
+		return x.Address
+	}
+	return ""
+}
+
+func (x *Network) GetGateway() string {
+	if x != nil {
+		return x.Gateway
+	}
+	return ""
+}
+
 type Environment struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	Variables     map[string]string      `protobuf:"bytes,1,rep,name=variables,proto3" json:"variables,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -337,7 +400,7 @@ type Environment struct {
 
 func (x *Environment) Reset() {
 	*x = Environment{}
-	mi := &file_guestv1_host_proto_msgTypes[3]
+	mi := &file_guestv1_host_proto_msgTypes[4]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -349,7 +412,7 @@ func (x *Environment) String() string {
 func (*Environment) ProtoMessage() {}
 
 func (x *Environment) ProtoReflect() protoreflect.Message {
-	mi := &file_guestv1_host_proto_msgTypes[3]
+	mi := &file_guestv1_host_proto_msgTypes[4]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -362,7 +425,7 @@ func (x *Environment) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Environment.ProtoReflect.Descriptor instead.
 func (*Environment) Descriptor() ([]byte, []int) {
-	return file_guestv1_host_proto_rawDescGZIP(), []int{3}
+	return file_guestv1_host_proto_rawDescGZIP(), []int{4}
 }
 
 func (x *Environment) GetVariables() map[string]string {
@@ -383,7 +446,7 @@ type Resolver struct {
 
 func (x *Resolver) Reset() {
 	*x = Resolver{}
-	mi := &file_guestv1_host_proto_msgTypes[4]
+	mi := &file_guestv1_host_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -395,7 +458,7 @@ func (x *Resolver) String() string {
 func (*Resolver) ProtoMessage() {}
 
 func (x *Resolver) ProtoReflect() protoreflect.Message {
-	mi := &file_guestv1_host_proto_msgTypes[4]
+	mi := &file_guestv1_host_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -408,7 +471,7 @@ func (x *Resolver) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Resolver.ProtoReflect.Descriptor instead.
 func (*Resolver) Descriptor() ([]byte, []int) {
-	return file_guestv1_host_proto_rawDescGZIP(), []int{4}
+	return file_guestv1_host_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *Resolver) GetServers() []string {
@@ -434,7 +497,7 @@ type ConfigureResponse struct {
 
 func (x *ConfigureResponse) Reset() {
 	*x = ConfigureResponse{}
-	mi := &file_guestv1_host_proto_msgTypes[5]
+	mi := &file_guestv1_host_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -446,7 +509,7 @@ func (x *ConfigureResponse) String() string {
 func (*ConfigureResponse) ProtoMessage() {}
 
 func (x *ConfigureResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guestv1_host_proto_msgTypes[5]
+	mi := &file_guestv1_host_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -459,7 +522,7 @@ func (x *ConfigureResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureResponse.ProtoReflect.Descriptor instead.
 func (*ConfigureResponse) Descriptor() ([]byte, []int) {
-	return file_guestv1_host_proto_rawDescGZIP(), []int{5}
+	return file_guestv1_host_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *ConfigureResponse) GetSteps() []*ConfigureResponse_Step {
@@ -479,7 +542,7 @@ type FreezeRequest struct {
 
 func (x *FreezeRequest) Reset() {
 	*x = FreezeRequest{}
-	mi := &file_guestv1_host_proto_msgTypes[6]
+	mi := &file_guestv1_host_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -491,7 +554,7 @@ func (x *FreezeRequest) String() string {
 func (*FreezeRequest) ProtoMessage() {}
 
 func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guestv1_host_proto_msgTypes[6]
+	mi := &file_guestv1_host_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -504,7 +567,7 @@ func (x *FreezeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeRequest.ProtoReflect.Descriptor instead.
 func (*FreezeRequest) Descriptor() ([]byte, []int) {
-	return file_guestv1_host_proto_rawDescGZIP(), []int{6}
+	return file_guestv1_host_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *FreezeRequest) GetMount() string {
@@ -522,7 +585,7 @@ type FreezeResponse struct {
 
 func (x *FreezeResponse) Reset() {
 	*x = FreezeResponse{}
-	mi := &file_guestv1_host_proto_msgTypes[7]
+	mi := &file_guestv1_host_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -534,7 +597,7 @@ func (x *FreezeResponse) String() string {
 func (*FreezeResponse) ProtoMessage() {}
 
 func (x *FreezeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guestv1_host_proto_msgTypes[7]
+	mi := &file_guestv1_host_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -547,7 +610,7 @@ func (x *FreezeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use FreezeResponse.ProtoReflect.Descriptor instead.
 func (*FreezeResponse) Descriptor() ([]byte, []int) {
-	return file_guestv1_host_proto_rawDescGZIP(), []int{7}
+	return file_guestv1_host_proto_rawDescGZIP(), []int{8}
 }
 
 type ThawRequest struct {
@@ -560,7 +623,7 @@ type ThawRequest struct {
 
 func (x *ThawRequest) Reset() {
 	*x = ThawRequest{}
-	mi := &file_guestv1_host_proto_msgTypes[8]
+	mi := &file_guestv1_host_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -572,7 +635,7 @@ func (x *ThawRequest) String() string {
 func (*ThawRequest) ProtoMessage() {}
 
 func (x *ThawRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guestv1_host_proto_msgTypes[8]
+	mi := &file_guestv1_host_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -585,7 +648,7 @@ func (x *ThawRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThawRequest.ProtoReflect.Descriptor instead.
 func (*ThawRequest) Descriptor() ([]byte, []int) {
-	return file_guestv1_host_proto_rawDescGZIP(), []int{8}
+	return file_guestv1_host_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ThawRequest) GetMount() string {
@@ -603,7 +666,7 @@ type ThawResponse struct {
 
 func (x *ThawResponse) Reset() {
 	*x = ThawResponse{}
-	mi := &file_guestv1_host_proto_msgTypes[9]
+	mi := &file_guestv1_host_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -615,7 +678,7 @@ func (x *ThawResponse) String() string {
 func (*ThawResponse) ProtoMessage() {}
 
 func (x *ThawResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guestv1_host_proto_msgTypes[9]
+	mi := &file_guestv1_host_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -628,7 +691,7 @@ func (x *ThawResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ThawResponse.ProtoReflect.Descriptor instead.
 func (*ThawResponse) Descriptor() ([]byte, []int) {
-	return file_guestv1_host_proto_rawDescGZIP(), []int{9}
+	return file_guestv1_host_proto_rawDescGZIP(), []int{10}
 }
 
 type ResizeRequest struct {
@@ -643,7 +706,7 @@ type ResizeRequest struct {
 
 func (x *ResizeRequest) Reset() {
 	*x = ResizeRequest{}
-	mi := &file_guestv1_host_proto_msgTypes[10]
+	mi := &file_guestv1_host_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -655,7 +718,7 @@ func (x *ResizeRequest) String() string {
 func (*ResizeRequest) ProtoMessage() {}
 
 func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guestv1_host_proto_msgTypes[10]
+	mi := &file_guestv1_host_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -668,7 +731,7 @@ func (x *ResizeRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeRequest.ProtoReflect.Descriptor instead.
 func (*ResizeRequest) Descriptor() ([]byte, []int) {
-	return file_guestv1_host_proto_rawDescGZIP(), []int{10}
+	return file_guestv1_host_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *ResizeRequest) GetMount() string {
@@ -694,7 +757,7 @@ type ResizeResponse struct {
 
 func (x *ResizeResponse) Reset() {
 	*x = ResizeResponse{}
-	mi := &file_guestv1_host_proto_msgTypes[11]
+	mi := &file_guestv1_host_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -706,7 +769,7 @@ func (x *ResizeResponse) String() string {
 func (*ResizeResponse) ProtoMessage() {}
 
 func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guestv1_host_proto_msgTypes[11]
+	mi := &file_guestv1_host_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -719,7 +782,7 @@ func (x *ResizeResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResizeResponse.ProtoReflect.Descriptor instead.
 func (*ResizeResponse) Descriptor() ([]byte, []int) {
-	return file_guestv1_host_proto_rawDescGZIP(), []int{11}
+	return file_guestv1_host_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *ResizeResponse) GetBytes() uint64 {
@@ -739,7 +802,7 @@ type PowerOffRequest struct {
 
 func (x *PowerOffRequest) Reset() {
 	*x = PowerOffRequest{}
-	mi := &file_guestv1_host_proto_msgTypes[12]
+	mi := &file_guestv1_host_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -751,7 +814,7 @@ func (x *PowerOffRequest) String() string {
 func (*PowerOffRequest) ProtoMessage() {}
 
 func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_guestv1_host_proto_msgTypes[12]
+	mi := &file_guestv1_host_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -764,7 +827,7 @@ func (x *PowerOffRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffRequest.ProtoReflect.Descriptor instead.
 func (*PowerOffRequest) Descriptor() ([]byte, []int) {
-	return file_guestv1_host_proto_rawDescGZIP(), []int{12}
+	return file_guestv1_host_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *PowerOffRequest) GetMode() PowerOffMode {
@@ -782,7 +845,7 @@ type PowerOffResponse struct {
 
 func (x *PowerOffResponse) Reset() {
 	*x = PowerOffResponse{}
-	mi := &file_guestv1_host_proto_msgTypes[13]
+	mi := &file_guestv1_host_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -794,7 +857,7 @@ func (x *PowerOffResponse) String() string {
 func (*PowerOffResponse) ProtoMessage() {}
 
 func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_guestv1_host_proto_msgTypes[13]
+	mi := &file_guestv1_host_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -807,7 +870,7 @@ func (x *PowerOffResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PowerOffResponse.ProtoReflect.Descriptor instead.
 func (*PowerOffResponse) Descriptor() ([]byte, []int) {
-	return file_guestv1_host_proto_rawDescGZIP(), []int{13}
+	return file_guestv1_host_proto_rawDescGZIP(), []int{14}
 }
 
 type ConfigureResponse_Step struct {
@@ -823,7 +886,7 @@ type ConfigureResponse_Step struct {
 
 func (x *ConfigureResponse_Step) Reset() {
 	*x = ConfigureResponse_Step{}
-	mi := &file_guestv1_host_proto_msgTypes[15]
+	mi := &file_guestv1_host_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -835,7 +898,7 @@ func (x *ConfigureResponse_Step) String() string {
 func (*ConfigureResponse_Step) ProtoMessage() {}
 
 func (x *ConfigureResponse_Step) ProtoReflect() protoreflect.Message {
-	mi := &file_guestv1_host_proto_msgTypes[15]
+	mi := &file_guestv1_host_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -848,7 +911,7 @@ func (x *ConfigureResponse_Step) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ConfigureResponse_Step.ProtoReflect.Descriptor instead.
 func (*ConfigureResponse_Step) Descriptor() ([]byte, []int) {
-	return file_guestv1_host_proto_rawDescGZIP(), []int{5, 0}
+	return file_guestv1_host_proto_rawDescGZIP(), []int{6, 0}
 }
 
 func (x *ConfigureResponse_Step) GetName() string {
@@ -886,7 +949,7 @@ const file_guestv1_host_proto_rawDesc = "" +
 	"\bhostname\x18\x04 \x01(\tR\bhostname\x12\x17\n" +
 	"\aboot_id\x18\x05 \x01(\tR\x06bootId\x12.\n" +
 	"\x04time\x18\x06 \x01(\v2\x1a.google.protobuf.TimestampR\x04time\x12#\n" +
-	"\rtree_tracking\x18\a \x01(\tR\ftreeTracking\"\x90\x04\n" +
+	"\rtree_tracking\x18\a \x01(\tR\ftreeTracking\"\xc3\x04\n" +
 	"\x10ConfigureRequest\x12\x1f\n" +
 	"\bhostname\x18\x01 \x01(\tH\x00R\bhostname\x88\x01\x01\x12\"\n" +
 	"\n" +
@@ -899,14 +962,18 @@ const file_guestv1_host_proto_rawDesc = "" +
 	"\x0fdefault_workdir\x18\b \x01(\tH\x04R\x0edefaultWorkdir\x88\x01\x01\x12&\n" +
 	"\faccess_token\x18\t \x01(\tH\x05R\vaccessToken\x88\x01\x01\x124\n" +
 	"\bresolver\x18\n" +
-	" \x01(\v2\x18.vmsan.guest.v1.ResolverR\bresolverB\v\n" +
+	" \x01(\v2\x18.vmsan.guest.v1.ResolverR\bresolver\x121\n" +
+	"\anetwork\x18\v \x01(\v2\x17.vmsan.guest.v1.NetworkR\anetworkB\v\n" +
 	"\t_hostnameB\r\n" +
 	"\v_machine_idB\n" +
 	"\n" +
 	"\b_boot_idB\x0f\n" +
 	"\r_default_userB\x12\n" +
 	"\x10_default_workdirB\x0f\n" +
-	"\r_access_token\"\x95\x01\n" +
+	"\r_access_token\"=\n" +
+	"\aNetwork\x12\x18\n" +
+	"\aaddress\x18\x01 \x01(\tR\aaddress\x12\x18\n" +
+	"\agateway\x18\x02 \x01(\tR\agateway\"\x95\x01\n" +
 	"\vEnvironment\x12H\n" +
 	"\tvariables\x18\x01 \x03(\v2*.vmsan.guest.v1.Environment.VariablesEntryR\tvariables\x1a<\n" +
 	"\x0eVariablesEntry\x12\x10\n" +
@@ -960,52 +1027,54 @@ func file_guestv1_host_proto_rawDescGZIP() []byte {
 }
 
 var file_guestv1_host_proto_enumTypes = make([]protoimpl.EnumInfo, 1)
-var file_guestv1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 16)
+var file_guestv1_host_proto_msgTypes = make([]protoimpl.MessageInfo, 17)
 var file_guestv1_host_proto_goTypes = []any{
 	(PowerOffMode)(0),              // 0: vmsan.guest.v1.PowerOffMode
 	(*InfoRequest)(nil),            // 1: vmsan.guest.v1.InfoRequest
 	(*InfoResponse)(nil),           // 2: vmsan.guest.v1.InfoResponse
 	(*ConfigureRequest)(nil),       // 3: vmsan.guest.v1.ConfigureRequest
-	(*Environment)(nil),            // 4: vmsan.guest.v1.Environment
-	(*Resolver)(nil),               // 5: vmsan.guest.v1.Resolver
-	(*ConfigureResponse)(nil),      // 6: vmsan.guest.v1.ConfigureResponse
-	(*FreezeRequest)(nil),          // 7: vmsan.guest.v1.FreezeRequest
-	(*FreezeResponse)(nil),         // 8: vmsan.guest.v1.FreezeResponse
-	(*ThawRequest)(nil),            // 9: vmsan.guest.v1.ThawRequest
-	(*ThawResponse)(nil),           // 10: vmsan.guest.v1.ThawResponse
-	(*ResizeRequest)(nil),          // 11: vmsan.guest.v1.ResizeRequest
-	(*ResizeResponse)(nil),         // 12: vmsan.guest.v1.ResizeResponse
-	(*PowerOffRequest)(nil),        // 13: vmsan.guest.v1.PowerOffRequest
-	(*PowerOffResponse)(nil),       // 14: vmsan.guest.v1.PowerOffResponse
-	nil,                            // 15: vmsan.guest.v1.Environment.VariablesEntry
-	(*ConfigureResponse_Step)(nil), // 16: vmsan.guest.v1.ConfigureResponse.Step
-	(*timestamppb.Timestamp)(nil),  // 17: google.protobuf.Timestamp
+	(*Network)(nil),                // 4: vmsan.guest.v1.Network
+	(*Environment)(nil),            // 5: vmsan.guest.v1.Environment
+	(*Resolver)(nil),               // 6: vmsan.guest.v1.Resolver
+	(*ConfigureResponse)(nil),      // 7: vmsan.guest.v1.ConfigureResponse
+	(*FreezeRequest)(nil),          // 8: vmsan.guest.v1.FreezeRequest
+	(*FreezeResponse)(nil),         // 9: vmsan.guest.v1.FreezeResponse
+	(*ThawRequest)(nil),            // 10: vmsan.guest.v1.ThawRequest
+	(*ThawResponse)(nil),           // 11: vmsan.guest.v1.ThawResponse
+	(*ResizeRequest)(nil),          // 12: vmsan.guest.v1.ResizeRequest
+	(*ResizeResponse)(nil),         // 13: vmsan.guest.v1.ResizeResponse
+	(*PowerOffRequest)(nil),        // 14: vmsan.guest.v1.PowerOffRequest
+	(*PowerOffResponse)(nil),       // 15: vmsan.guest.v1.PowerOffResponse
+	nil,                            // 16: vmsan.guest.v1.Environment.VariablesEntry
+	(*ConfigureResponse_Step)(nil), // 17: vmsan.guest.v1.ConfigureResponse.Step
+	(*timestamppb.Timestamp)(nil),  // 18: google.protobuf.Timestamp
 }
 var file_guestv1_host_proto_depIdxs = []int32{
-	17, // 0: vmsan.guest.v1.InfoResponse.time:type_name -> google.protobuf.Timestamp
-	17, // 1: vmsan.guest.v1.ConfigureRequest.time:type_name -> google.protobuf.Timestamp
-	4,  // 2: vmsan.guest.v1.ConfigureRequest.environment:type_name -> vmsan.guest.v1.Environment
-	5,  // 3: vmsan.guest.v1.ConfigureRequest.resolver:type_name -> vmsan.guest.v1.Resolver
-	15, // 4: vmsan.guest.v1.Environment.variables:type_name -> vmsan.guest.v1.Environment.VariablesEntry
-	16, // 5: vmsan.guest.v1.ConfigureResponse.steps:type_name -> vmsan.guest.v1.ConfigureResponse.Step
-	0,  // 6: vmsan.guest.v1.PowerOffRequest.mode:type_name -> vmsan.guest.v1.PowerOffMode
-	1,  // 7: vmsan.guest.v1.Host.Info:input_type -> vmsan.guest.v1.InfoRequest
-	3,  // 8: vmsan.guest.v1.Host.Configure:input_type -> vmsan.guest.v1.ConfigureRequest
-	7,  // 9: vmsan.guest.v1.Host.Freeze:input_type -> vmsan.guest.v1.FreezeRequest
-	9,  // 10: vmsan.guest.v1.Host.Thaw:input_type -> vmsan.guest.v1.ThawRequest
-	11, // 11: vmsan.guest.v1.Host.Resize:input_type -> vmsan.guest.v1.ResizeRequest
-	13, // 12: vmsan.guest.v1.Host.PowerOff:input_type -> vmsan.guest.v1.PowerOffRequest
-	2,  // 13: vmsan.guest.v1.Host.Info:output_type -> vmsan.guest.v1.InfoResponse
-	6,  // 14: vmsan.guest.v1.Host.Configure:output_type -> vmsan.guest.v1.ConfigureResponse
-	8,  // 15: vmsan.guest.v1.Host.Freeze:output_type -> vmsan.guest.v1.FreezeResponse
-	10, // 16: vmsan.guest.v1.Host.Thaw:output_type -> vmsan.guest.v1.ThawResponse
-	12, // 17: vmsan.guest.v1.Host.Resize:output_type -> vmsan.guest.v1.ResizeResponse
-	14, // 18: vmsan.guest.v1.Host.PowerOff:output_type -> vmsan.guest.v1.PowerOffResponse
-	13, // [13:19] is the sub-list for method output_type
-	7,  // [7:13] is the sub-list for method input_type
-	7,  // [7:7] is the sub-list for extension type_name
-	7,  // [7:7] is the sub-list for extension extendee
-	0,  // [0:7] is the sub-list for field type_name
+	18, // 0: vmsan.guest.v1.InfoResponse.time:type_name -> google.protobuf.Timestamp
+	18, // 1: vmsan.guest.v1.ConfigureRequest.time:type_name -> google.protobuf.Timestamp
+	5,  // 2: vmsan.guest.v1.ConfigureRequest.environment:type_name -> vmsan.guest.v1.Environment
+	6,  // 3: vmsan.guest.v1.ConfigureRequest.resolver:type_name -> vmsan.guest.v1.Resolver
+	4,  // 4: vmsan.guest.v1.ConfigureRequest.network:type_name -> vmsan.guest.v1.Network
+	16, // 5: vmsan.guest.v1.Environment.variables:type_name -> vmsan.guest.v1.Environment.VariablesEntry
+	17, // 6: vmsan.guest.v1.ConfigureResponse.steps:type_name -> vmsan.guest.v1.ConfigureResponse.Step
+	0,  // 7: vmsan.guest.v1.PowerOffRequest.mode:type_name -> vmsan.guest.v1.PowerOffMode
+	1,  // 8: vmsan.guest.v1.Host.Info:input_type -> vmsan.guest.v1.InfoRequest
+	3,  // 9: vmsan.guest.v1.Host.Configure:input_type -> vmsan.guest.v1.ConfigureRequest
+	8,  // 10: vmsan.guest.v1.Host.Freeze:input_type -> vmsan.guest.v1.FreezeRequest
+	10, // 11: vmsan.guest.v1.Host.Thaw:input_type -> vmsan.guest.v1.ThawRequest
+	12, // 12: vmsan.guest.v1.Host.Resize:input_type -> vmsan.guest.v1.ResizeRequest
+	14, // 13: vmsan.guest.v1.Host.PowerOff:input_type -> vmsan.guest.v1.PowerOffRequest
+	2,  // 14: vmsan.guest.v1.Host.Info:output_type -> vmsan.guest.v1.InfoResponse
+	7,  // 15: vmsan.guest.v1.Host.Configure:output_type -> vmsan.guest.v1.ConfigureResponse
+	9,  // 16: vmsan.guest.v1.Host.Freeze:output_type -> vmsan.guest.v1.FreezeResponse
+	11, // 17: vmsan.guest.v1.Host.Thaw:output_type -> vmsan.guest.v1.ThawResponse
+	13, // 18: vmsan.guest.v1.Host.Resize:output_type -> vmsan.guest.v1.ResizeResponse
+	15, // 19: vmsan.guest.v1.Host.PowerOff:output_type -> vmsan.guest.v1.PowerOffResponse
+	14, // [14:20] is the sub-list for method output_type
+	8,  // [8:14] is the sub-list for method input_type
+	8,  // [8:8] is the sub-list for extension type_name
+	8,  // [8:8] is the sub-list for extension extendee
+	0,  // [0:8] is the sub-list for field type_name
 }
 
 func init() { file_guestv1_host_proto_init() }
@@ -1020,7 +1089,7 @@ func file_guestv1_host_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_guestv1_host_proto_rawDesc), len(file_guestv1_host_proto_rawDesc)),
 			NumEnums:      1,
-			NumMessages:   16,
+			NumMessages:   17,
 			NumExtensions: 0,
 			NumServices:   1,
 		},
