@@ -40,6 +40,8 @@ type Spec struct {
 	// Disks become vda, vdb, ... in this order. The driver does not close
 	// their files.
 	Disks []Disk
+	// NIC is the network device. Optional.
+	NIC *NIC
 
 	Jail Jail
 	// Log takes what the VMM prints. The driver does not close it. Optional.
@@ -51,6 +53,13 @@ type Disk struct {
 	Name     string // of the device, letters only
 	File     *os.File
 	ReadOnly bool
+}
+
+// NIC is a network device. The driver does not close Tap.
+type NIC struct {
+	// Tap is one queue of a tap device made with IFF_NO_PI and IFF_VNET_HDR.
+	Tap *os.File
+	MAC net.HardwareAddr
 }
 
 // Jail says how the VMM is shut in.

@@ -135,6 +135,14 @@ func (d disk) addTo(c *command) {
 	c.add("-device", fmt.Sprintf("virtio-blk-device,drive=%s,bus=virtio-mmio-bus.%d", d.Name, d.bus))
 }
 
+// nic is a network device on a tap.
+type nic struct{ vmm.NIC }
+
+func (n nic) addTo(c *command) {
+	c.add("-netdev", fmt.Sprintf("tap,id=net0,fd=%d", c.fd(n.Tap)))
+	c.add("-device", fmt.Sprintf("virtio-net-device,netdev=net0,mac=%s,bus=virtio-mmio-bus.%d", n.MAC, nicBus))
+}
+
 // entropy feeds the guest's random number generator from the host's.
 type entropy struct{}
 

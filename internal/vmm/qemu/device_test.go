@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"net"
 	"os"
 	"regexp"
 	"strings"
@@ -31,6 +32,7 @@ func testSpec() vmm.Spec {
 		ID: "vmtest", VCPUs: 2, MemoryMiB: 512, Accelerator: vmm.TCG,
 		Kernel: "/boot/vmlinux", Initramfs: "/boot/initramfs", Cmdline: []string{"vmsan.init=/sbin/init"},
 		Disks: []vmm.Disk{{Name: "image", File: os.Stdin, ReadOnly: true}, {Name: "overlay", File: os.Stdin}},
+		NIC:   &vmm.NIC{Tap: os.Stdin, MAC: net.HardwareAddr{0x02, 0, 0, 0, 0, 0x01}},
 		Jail:  vmm.Jail{User: &jail.User{UID: 7, GID: 7}},
 	}
 }
@@ -44,6 +46,7 @@ func TestPartsEmulated(t *testing.T) {
 -object rng-builtin,id=entropy -device virtio-rng-device,rng=entropy
 -add-fd fd=7,set=7 -blockdev driver=raw,node-name=image,read-only=on,discard=unmap,file.driver=file,file.filename=/dev/fdset/7,file.locking=off -device virtio-blk-device,drive=image,bus=virtio-mmio-bus.7
 -add-fd fd=8,set=8 -blockdev driver=raw,node-name=overlay,read-only=off,discard=unmap,file.driver=file,file.filename=/dev/fdset/8,file.locking=off -device virtio-blk-device,drive=overlay,bus=virtio-mmio-bus.6
+-netdev tap,id=net0,fd=9 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,bus=virtio-mmio-bus.2
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 `
 	compare(t, partsList(t, testSpec()), want)
@@ -51,7 +54,7 @@ func TestPartsEmulated(t *testing.T) {
 
 func TestPartsKVM(t *testing.T) {
 	spec := testSpec()
-	spec.Accelerator, spec.Disks, spec.Cmdline, spec.Jail.NoSeccomp = vmm.KVM, nil, nil, true
+	spec.Accelerator, spec.Disks, spec.NIC, spec.Cmdline, spec.Jail.NoSeccomp = vmm.KVM, nil, nil, nil, true
 	want := `-M microvm,pit=off,pic=off,rtc=on -accel kvm -cpu host -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot
 -kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on cryptomgr.notests
 -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control

@@ -105,6 +105,9 @@ func parts(spec vmm.Spec, e ends) []device {
 	for i, d := range spec.Disks {
 		list = append(list, disk{d, firstDiskBus - i})
 	}
+	if spec.NIC != nil {
+		list = append(list, nic{*spec.NIC})
+	}
 	if !spec.Jail.NoSeccomp {
 		list = append(list, seccomp{})
 	}
@@ -113,7 +116,11 @@ func parts(spec vmm.Spec, e ends) []device {
 
 // firstDiskBus is the virtio-mmio slot of the first disk: the machine's last,
 // because guests find, and so name, what is in them from the last one down.
-const firstDiskBus = 7
+// The network device has a fixed one too, so that a snapshot fits.
+const (
+	firstDiskBus = 7
+	nicBus       = 2
+)
 
 // cmdline is the kernel's command line. A panic resets the machine at once,
 // and a reset ends QEMU. The kernel's own tests of its ciphers, at each boot,
