@@ -42,6 +42,15 @@ const (
 	ErrValidationImageRef Code = "ERR_VALIDATION_IMAGE_REF"
 	ErrValidationStateDir Code = "ERR_VALIDATION_STATE_DIR"
 
+	ErrValidationNetworkPolicy  Code = "ERR_VALIDATION_NETWORK_POLICY"
+	ErrValidationPolicyConflict Code = "ERR_VALIDATION_POLICY_CONFLICT"
+	ErrValidationDomain         Code = "ERR_VALIDATION_DOMAIN"
+	ErrValidationCIDR           Code = "ERR_VALIDATION_CIDR"
+	ErrValidationPort           Code = "ERR_VALIDATION_PORT"
+	ErrValidationPortConflict   Code = "ERR_VALIDATION_PORT_CONFLICT"
+	ErrValidationBandwidth      Code = "ERR_VALIDATION_BANDWIDTH"
+	ErrValidationAddress        Code = "ERR_VALIDATION_ADDRESS"
+
 	ErrVMNotFound       Code = "ERR_VM_NOT_FOUND"
 	ErrVMAmbiguous      Code = "ERR_VM_AMBIGUOUS"
 	ErrVMNameTaken      Code = "ERR_VM_NAME_TAKEN"
@@ -52,6 +61,11 @@ const (
 	ErrVMDied           Code = "ERR_VM_DIED"
 	ErrVMRecord         Code = "ERR_VM_RECORD"
 	ErrVMSlotsExhausted Code = "ERR_VM_SLOTS_EXHAUSTED"
+
+	ErrNetwork                 Code = "ERR_NETWORK"
+	ErrNetworkDefaultInterface Code = "ERR_NETWORK_DEFAULT_INTERFACE"
+	ErrNetworkPool             Code = "ERR_NETWORK_POOL"
+	ErrNetworkUnavailable      Code = "ERR_NETWORK_UNAVAILABLE"
 
 	ErrImageNotFound Code = "ERR_IMAGE_NOT_FOUND"
 	ErrImageCorrupt  Code = "ERR_IMAGE_CORRUPT"
@@ -104,6 +118,20 @@ var Codes = map[Code]Meaning{
 	ErrValidationChoice:   {KindUsage, "a flag's value is not one of those it takes"},
 	ErrValidationImageRef: {KindUsage, "an image reference is malformed"},
 	ErrValidationStateDir: {KindUsage, "the state directory cannot be used"},
+
+	ErrValidationNetworkPolicy:  {KindUsage, "a network policy is not one there is"},
+	ErrValidationPolicyConflict: {KindUsage, "a network policy that denies everything was given a list"},
+	ErrValidationDomain:         {KindUsage, "a domain is malformed"},
+	ErrValidationCIDR:           {KindUsage, "a range of addresses is malformed"},
+	ErrValidationPort:           {KindUsage, "a port is malformed or out of range"},
+	ErrValidationPortConflict:   {KindConflict, "a port of the host is wanted twice, or in use"},
+	ErrValidationBandwidth:      {KindUsage, "a bandwidth is malformed or out of range"},
+	ErrValidationAddress:        {KindUsage, "an address is malformed"},
+
+	ErrNetwork:                 {KindInternal, "the sandbox's network could not be made or changed"},
+	ErrNetworkDefaultInterface: {KindUnsupported, "the host has no way to the internet"},
+	ErrNetworkPool:             {KindUsage, "the range that sandboxes get addresses from cannot be used here"},
+	ErrNetworkUnavailable:      {KindUnsupported, "this host or this user cannot make networks"},
 
 	ErrVMNotFound:       {KindNotFound, "no sandbox has that id, prefix or name"},
 	ErrVMAmbiguous:      {KindConflict, "several sandboxes' ids begin with that prefix"},

@@ -49,6 +49,15 @@ type VM struct {
 	Workdir     string            `json:"workdir,omitempty"`
 	Env         map[string]string `json:"env,omitempty"`
 
+	// NetworkPolicy is what it may reach. Nil without a network.
+	NetworkPolicy *NetworkPolicy `json:"networkPolicy,omitempty"`
+	// Ports are those of the host that lead to it, like "127.0.0.1:8080:80".
+	Ports []string `json:"ports,omitempty"`
+	// Bandwidth is "10mbit:20mbit" down and up; absent without a limit.
+	Bandwidth string `json:"bandwidth,omitempty"`
+	// Resolvers answer its names; absent: those of the host.
+	Resolvers []string `json:"resolvers,omitempty"`
+
 	// Isolation is what shuts its VMM in, while it runs.
 	Isolation *Isolation `json:"isolation,omitempty"`
 	// PIDs are those of the host's processes, while it runs.
@@ -57,6 +66,23 @@ type VM struct {
 	Trace []Stage `json:"trace,omitempty"`
 	// Warnings are what a user should know about how it runs.
 	Warnings []string `json:"warnings,omitempty"`
+}
+
+// NetworkPolicy is what a sandbox may reach, as the flags of create have it.
+type NetworkPolicy struct {
+	Policy         string   `json:"policy"` // allow-all, deny-all or custom
+	AllowedDomains []string `json:"allowedDomains,omitempty"`
+	AllowedCIDRs   []string `json:"allowedCidrs,omitempty"`
+	DeniedCIDRs    []string `json:"deniedCidrs,omitempty"`
+}
+
+// NetworkChange is what network prints.
+type NetworkChange struct {
+	VM       string        `json:"vm"`
+	Previous NetworkPolicy `json:"previous"`
+	Current  NetworkPolicy `json:"current"`
+	// Killed is how many open flows were cut, with --kill.
+	Killed int `json:"killed"`
 }
 
 // Isolation is what shuts a sandbox's VMM in.

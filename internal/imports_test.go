@@ -27,7 +27,8 @@ var allowed = []struct {
 	{"internal/undo", nil, "it is a data structure"},
 	{"internal/initramfs", nil, "it is a format"},
 	{"internal/jail", []string{"internal/cgroup"}, "it knows processes, not sandboxes"},
-	{"internal/store", []string{"api"}, "everything stands on it"},
+	{"internal/policy", nil, "it is data, which all parts agree on"},
+	{"internal/store", []string{"api", "internal/policy"}, "everything stands on it"},
 	{"internal/scratch", []string{"api"}, "everything that makes files stands on it"},
 	{"internal/disk", []string{"api", "internal/scratch", "internal/store"}, "disks, images and kernels do not know each other"},
 	{"internal/image", []string{"api", "internal/scratch", "internal/store"}, "disks, images and kernels do not know each other"},
@@ -37,7 +38,7 @@ var allowed = []struct {
 	{"internal/vmm", []string{"internal/link", "internal/jail", "internal/cgroup"}, "a VMM knows nothing of sandboxes, records or images"},
 	{"internal/vmm/qemu", []string{"internal/vmm", "internal/link", "internal/jail"}, "drivers know only the waist"},
 	{"internal/gate", []string{"api", "internal/link", "internal/guest", "internal/vmm", "internal/jail", "internal/cgroup"}, "it has no rights, so it needs no files or records"},
-	{"internal/monitor/control", []string{"api"}, "commands and monitors share it"},
+	{"internal/monitor/control", []string{"api", "internal/policy"}, "commands and monitors share it"},
 }
 
 type listed struct {

@@ -167,7 +167,7 @@ func (a *app) addCommands(root *cobra.Command) {
 	}{
 		{"Sandboxes:", []*cobra.Command{
 			a.runCommand(), a.createCommand(), a.listCommand(), a.inspectCommand(), a.startCommand(), a.stopCommand(),
-			a.restartCommand(), a.removeCommand(), a.waitCommand(), a.renameCommand(), a.logsCommand(),
+			a.restartCommand(), a.removeCommand(), a.waitCommand(), a.renameCommand(), a.logsCommand(), a.networkCommand(),
 		}},
 		{"Commands in a sandbox:", []*cobra.Command{
 			a.execCommand(), a.psCommand(), a.attachCommand(), a.killCommand(),

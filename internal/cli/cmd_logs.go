@@ -65,7 +65,7 @@ func (a *app) runLogs(ctx context.Context, ref string, follow, monitorLog bool) 
 		_, err := io.Copy(a.shown(), file)
 		return err
 	}
-	return a.follow(ctx, service, record.ID, file)
+	return a.follow(ctx, service, record.ID, file, a.shown())
 }
 
 // shown is standard output for what a guest wrote: on a terminal, without
@@ -113,9 +113,10 @@ func (a *app) logsJSON(id, path string) error {
 	return nil
 }
 
-// follow prints what is added to file until the sandbox has stopped. A log
-// that was cut is shorter than what was printed; it goes on at its new end.
-func (a *app) follow(ctx context.Context, service *sandbox.Service, id string, file *os.File) error {
+// follow writes to out what is in file and what is added to it until the
+// sandbox has stopped. A log that was cut is shorter than what was written;
+// it goes on at its new end.
+func (a *app) follow(ctx context.Context, service *sandbox.Service, id string, file *os.File, out io.Writer) error {
 	watcher, err := fsnotify.NewWatcher()
 	if err != nil {
 		return fmt.Errorf("watch log of %s: %w", id, err)
@@ -132,7 +133,7 @@ func (a *app) follow(ctx context.Context, service *sandbox.Service, id string, f
 		service.Wait(ctx, id)
 	}()
 	for {
-		if err := a.printRest(file); err != nil {
+		if err := copyRest(out, file); err != nil {
 			return err
 		}
 		select {
@@ -140,12 +141,12 @@ func (a *app) follow(ctx context.Context, service *sandbox.Service, id string, f
 		case err := <-watcher.Errors:
 			return fmt.Errorf("watch log of %s: %w", id, err)
 		case <-stopped:
-			return a.printRest(file)
+			return copyRest(out, file)
 		}
 	}
 }
 
-func (a *app) printRest(file *os.File) error {
+func copyRest(out io.Writer, file *os.File) error {
 	info, err := file.Stat()
 	if err != nil {
 		return err
@@ -155,6 +156,6 @@ func (a *app) printRest(file *os.File) error {
 			return err
 		}
 	}
-	_, err = io.Copy(a.shown(), file)
+	_, err = io.Copy(out, file)
 	return err
 }

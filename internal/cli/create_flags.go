@@ -15,6 +15,7 @@ type createFlags struct {
 	vcpus, memory, disk string
 	bootTimeout         string
 	labels, env         []string
+	network             networkFlags
 	trace               bool
 	noSetup             bool
 }
@@ -38,13 +39,14 @@ func (f *createFlags) register(a *app, cmd *cobra.Command) {
 	flags.BoolVar(&o.RequireKVM, "require-kvm", false, "refuse to run without KVM")
 	flags.BoolVar(&o.NoSeccomp, "no-seccomp", false, "leave the VMM's system call filter off")
 	flags.BoolVar(&o.NoCgroup, "no-cgroup", false, "do not limit what the VMM uses of the host")
-	flags.StringVar(&o.Network, "network", "none", "`NETWORK`: none, and so loopback only")
+	flags.StringVar(&o.Network, "network", "", "`NETWORK`: nat, behind the host's address, or none, and so loopback only (default: nat for root, none for others)")
+	f.network.register(cmd)
 	flags.StringVar(&f.bootTimeout, "boot-timeout", "2m", "how long the guest may take to come up: a `TIME` like 1m30s, or seconds")
 	flags.BoolVar(&f.trace, "trace", false, "print how long each stage of the start took")
 	flags.BoolVar(&f.noSetup, "no-setup", false, "fail instead of running setup if it is needed")
 	completeChoice(cmd, "driver", "auto", "qemu")
 	completeChoice(cmd, "accel", "auto", "kvm", "tcg")
-	completeChoice(cmd, "network", "none")
+	completeChoice(cmd, "network", "nat", "none")
 	cmd.RegisterFlagCompletionFunc("image", a.completeImage)
 }
 
@@ -56,29 +58,33 @@ func (f *createFlags) complete(cmd *cobra.Command) (err error) {
 			return api.Errorf(emptyCode(flag), "Invalid --%s: it is empty.", flag).WithFlag("--" + flag)
 		}
 	}
-	if f.options.VCPUs, err = sandbox.ParseVCPUs(f.vcpus); err != nil {
+	o := &f.options
+	if o.VCPUs, err = sandbox.ParseVCPUs(f.vcpus); err != nil {
 		return err
 	}
-	if f.options.BootTimeout, err = sandbox.ParseDuration("--boot-timeout", f.bootTimeout); err != nil {
+	if o.BootTimeout, err = sandbox.ParseDuration("--boot-timeout", f.bootTimeout); err != nil {
 		return err
 	}
-	if err := sandbox.CheckBootTimeout(f.options.BootTimeout); err != nil {
+	if err := sandbox.CheckBootTimeout(o.BootTimeout); err != nil {
 		return err
 	}
-	if f.options.MemoryMiB, err = sandbox.ParseMemory(f.memory); err != nil {
+	if o.MemoryMiB, err = sandbox.ParseMemory(f.memory); err != nil {
 		return err
 	}
-	if f.options.DiskBytes, err = sandbox.ParseDisk(f.disk); err != nil {
+	if o.DiskBytes, err = sandbox.ParseDisk(f.disk); err != nil {
 		return err
 	}
-	if f.options.Labels, err = parseLabels(f.labels); err != nil {
+	if o.Labels, err = parseLabels(f.labels); err != nil {
 		return err
 	}
-	if f.options.Env, err = parseEnv(f.env); err != nil {
+	if o.Env, err = parseEnv(f.env); err != nil {
+		return err
+	}
+	if err := f.network.complete(o); err != nil {
 		return err
 	}
 	// Before setup, which may have to run first and takes long.
-	return f.options.Check()
+	return o.Check()
 }
 
 func emptyCode(flag string) api.Code {

@@ -57,6 +57,11 @@ func show(r *store.Record) api.VM {
 		Network: r.Spec.Network, Init: r.Spec.Init, User: r.Spec.User, Workdir: r.Spec.Workdir, Env: r.Spec.Env,
 		Trace: r.Trace,
 	}
+	if r.Spec.Networked() {
+		p := showPolicy(r.Spec.Policy)
+		vm.NetworkPolicy, vm.Bandwidth = &p, r.Spec.Bandwidth.String()
+		vm.Ports, vm.Resolvers = texts(r.Spec.Publications), texts(r.Spec.Resolvers)
+	}
 	if r.Host.Monitor.PID != 0 {
 		vm.PIDs = &api.PIDs{Monitor: r.Host.Monitor.PID, VMM: r.Host.VMM.PID, Gate: r.Host.Gate.PID}
 		vm.Isolation = isolation(r)

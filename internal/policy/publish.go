@@ -63,20 +63,6 @@ func ParsePublication(text string) (Publication, error) {
 	return p, nil
 }
 
-// ParsePorts reads the reference's list "8080, 9090" into publications of the
-// same port on both sides.
-func ParsePorts(list string) ([]Publication, error) {
-	var ports []Publication
-	for item := range strings.SplitSeq(list, ",") {
-		port, err := parsePort(strings.TrimSpace(item))
-		if err != nil {
-			return nil, err
-		}
-		ports = append(ports, Publication{Host: netip.AddrPortFrom(defaultBind, port), Guest: port, Protocol: TCP})
-	}
-	return ports, nil
-}
-
 // Overlaps tells whether both cannot be listened for at once.
 func (p Publication) Overlaps(q Publication) bool {
 	same := p.Host.Addr() == q.Host.Addr() || p.Host.Addr().IsUnspecified() || q.Host.Addr().IsUnspecified()

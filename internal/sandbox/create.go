@@ -23,7 +23,7 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (*store.Record, e
 		return nil, err
 	}
 	began := time.Now()
-	lock, err := s.layout.Allocate(ctx, record)
+	lock, err := s.layout.Allocate(ctx, record, slotUsable(record))
 	if err != nil {
 		return nil, fmt.Errorf("create sandbox: %w", err)
 	}
@@ -86,7 +86,8 @@ func (s *Service) plan(o CreateOptions) (*store.Record, error) {
 			Driver: driver, Accelerator: accelerator,
 			VCPUs: o.VCPUs, MemoryMiB: o.MemoryMiB, DiskBytes: o.DiskBytes,
 			Env: o.Env, Workdir: o.Workdir, User: o.User,
-			Network: o.Network, RequireKVM: o.RequireKVM, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup,
+			Network: o.Network, Policy: o.Policy, Publications: o.Publications, Resolvers: o.Resolvers, Bandwidth: o.Bandwidth,
+			RequireKVM: o.RequireKVM, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup,
 			BootTimeout: o.BootTimeout,
 		},
 	}

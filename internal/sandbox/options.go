@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"fmt"
+	"net/netip"
 	"path"
 	"regexp"
 	"strconv"
@@ -9,6 +10,7 @@ import (
 	"time"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/policy"
 	"github.com/vmsan/vmsan/internal/store"
 )
 
@@ -34,7 +36,12 @@ type CreateOptions struct {
 	RequireKVM  bool   // refuse to run without
 	NoSeccomp   bool
 	NoCgroup    bool
-	Network     string // none
+
+	Network      string // nat, none; default: nat for root, and where anything of a network is asked for
+	Policy       policy.Policy
+	Publications []policy.Publication
+	Resolvers    []netip.AddrPort // default: the host's
+	Bandwidth    policy.Bandwidth
 
 	BootTimeout time.Duration // default 2 minutes
 	// Ephemeral sandboxes are removed when they stop, and stop when the
@@ -71,7 +78,6 @@ func (o *CreateOptions) complete() error {
 	setDefault(&o.DiskBytes, DefaultDisk)
 	setDefault(&o.Driver, "auto")
 	setDefault(&o.Accelerator, "auto")
-	setDefault(&o.Network, "none")
 	setDefault(&o.BootTimeout, DefaultBootTimeout)
 	for _, check := range []func() error{
 		func() error { return checkInteger("--vcpus", o.VCPUs, 1, MaxVCPUs, "") },
@@ -85,7 +91,7 @@ func (o *CreateOptions) complete() error {
 		func() error { return CheckUser(o.User) },
 		func() error { return checkChoice("--driver", o.Driver, "auto", "qemu") },
 		func() error { return checkChoice("--accel", o.Accelerator, "auto", "kvm", "tcg") },
-		func() error { return checkChoice("--network", o.Network, "none") },
+		func() error { return o.completeNetwork() },
 		func() error { return CheckBootTimeout(o.BootTimeout) },
 		func() error { return o.checkKVM() },
 	} {

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -34,35 +35,46 @@ func (l Layout) checkRun() error {
 }
 
 // Allocate gives r a new id and slot, checks that its name is free, and
-// saves it. The sandbox's directory is there then, and its lock is held: the
-// caller releases it.
-func (l Layout) Allocate(ctx context.Context, r *Record) (*Lock, error) {
+// saves it. Slots that usable objects to are passed over: something on the
+// host is still named after them. The sandbox's directory is there then, and
+// its lock is held: the caller releases it.
+func (l Layout) Allocate(ctx context.Context, r *Record, usable func(slot int) (bool, error)) (*Lock, error) {
 	all, err := AcquireLock(ctx, l.Lock())
 	if err != nil {
 		return nil, err
 	}
 	defer all.Release()
-	taken, err := l.taken()
+	x, err := l.openIndex()
 	if err != nil {
 		return nil, err
 	}
-	if r.Name != "" && taken.names[r.Name] != "" {
-		return nil, nameTaken(r.Name, taken.names[r.Name])
-	}
-	if r.Slot, err = taken.freeSlot(); err != nil {
+	if err := x.checkName(r.Name, ""); err != nil {
 		return nil, err
 	}
+	if r.Slot, err = x.takeSlot(usable); err != nil {
+		return nil, err
+	}
+	lock, err := l.make(ctx, r, x)
+	if err != nil {
+		return nil, errors.Join(err, x.free(r))
+	}
+	return lock, nil
+}
+
+// make makes the sandbox's directory with its record.
+func (l Layout) make(ctx context.Context, r *Record, x *index) (lock *Lock, err error) {
 	if r.ID, err = l.makeDirectory(); err != nil {
 		return nil, err
 	}
-	lock, err := AcquireLock(ctx, l.SandboxLock(r.ID))
+	if lock, err = AcquireLock(ctx, l.SandboxLock(r.ID)); err == nil {
+		err = x.giveName(r.Name, r.ID)
+	}
 	if err == nil {
 		err = l.Save(r)
 	}
 	if err != nil {
 		lock.Release()
-		os.RemoveAll(l.Sandbox(r.ID))
-		return nil, err
+		return nil, errors.Join(err, os.RemoveAll(l.Sandbox(r.ID)))
 	}
 	return lock, nil
 }
@@ -83,35 +95,13 @@ func (l Layout) makeDirectory() (string, error) {
 	return "", fmt.Errorf("make sandbox directory: no free id found in %s", l.Sandboxes())
 }
 
-// taken is what other sandboxes have.
-type taken struct {
-	names map[string]string // name to id
-	slots map[int]bool
-}
-
-func (l Layout) taken() (taken, error) {
-	records, _, err := l.List()
-	if err != nil {
-		return taken{}, err
+// checkName fails if a sandbox other than id has the name.
+func (x *index) checkName(name, id string) error {
+	other, err := x.named(name)
+	if err == nil && other != "" && other != id {
+		err = nameTaken(name, other)
 	}
-	t := taken{names: map[string]string{}, slots: map[int]bool{}}
-	for _, r := range records {
-		t.slots[r.Slot] = true
-		if r.Name != "" {
-			t.names[r.Name] = r.ID
-		}
-	}
-	return t, nil
-}
-
-func (t taken) freeSlot() (int, error) {
-	for slot := range Slots {
-		if !t.slots[slot] {
-			return slot, nil
-		}
-	}
-	return 0, api.Errorf(api.ErrVMSlotsExhausted, "all %d sandbox numbers are taken", Slots).
-		WithHint("vmsan rm VM...")
+	return err
 }
 
 func nameTaken(name, id string) error {
@@ -127,12 +117,15 @@ func (l Layout) WithName(ctx context.Context, id, name string, save func() error
 		return err
 	}
 	defer all.Release()
-	taken, err := l.taken()
+	x, err := l.openIndex()
 	if err != nil {
 		return err
 	}
-	if other := taken.names[name]; other != "" && other != id {
-		return nameTaken(name, other)
+	if err := x.checkName(name, id); err != nil {
+		return err
+	}
+	if err := x.giveName(name, id); err != nil {
+		return err
 	}
 	return save()
 }
@@ -145,6 +138,10 @@ func (l Layout) Delete(id string) error {
 	}
 	if err := os.MkdirAll(l.Tmp(), 0o700); err != nil {
 		return fmt.Errorf("delete sandbox %s: %w", id, err)
+	}
+	record, err := l.Load(id)
+	if err != nil && !api.HasCode(err, api.ErrVMRecord) && !api.HasCode(err, api.ErrVMNotFound) {
+		return err
 	}
 	grave, err := os.MkdirTemp(l.Tmp(), "removed-")
 	if err != nil {
@@ -160,7 +157,25 @@ func (l Layout) Delete(id string) error {
 	if err := os.RemoveAll(grave); err != nil {
 		return fmt.Errorf("delete files of %s: %w", id, err)
 	}
-	return nil
+	return l.free(record)
+}
+
+// free gives back the number and the name of a sandbox that is gone. Those of
+// one whose record could not be read (nil) are found free later.
+func (l Layout) free(r *Record) error {
+	if r == nil {
+		return nil
+	}
+	all, err := AcquireLock(context.Background(), l.Lock())
+	if err != nil {
+		return err
+	}
+	defer all.Release()
+	x, err := l.openIndex()
+	if err != nil {
+		return err
+	}
+	return x.free(r)
 }
 
 // gone tells whether the sandbox id has no directory: what could not be moved

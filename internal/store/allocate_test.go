@@ -54,7 +54,7 @@ func TestAllocateParallel(t *testing.T) {
 }
 
 func allocateOne(ctx context.Context, l Layout, name string, refused chan<- struct{}) error {
-	lock, err := l.Allocate(ctx, &Record{Name: name, Status: api.StatusStopped})
+	lock, err := l.Allocate(ctx, &Record{Name: name, Status: api.StatusStopped}, anySlot)
 	if refused != nil && api.HasCode(err, api.ErrVMNameTaken) {
 		refused <- struct{}{}
 		return nil
@@ -83,12 +83,101 @@ func TestAllocateSlots(t *testing.T) {
 	if r.Slot != 1 {
 		t.Errorf("the gap is slot 1, and %d was given", r.Slot)
 	}
-	full := taken{slots: map[int]bool{}}
-	for slot := range Slots {
-		full.slots[slot] = true
+}
+
+func anySlot(int) (bool, error) { return true, nil }
+
+// A slot that something on the host is still named after is passed over; the
+// error of looking ends the search.
+func TestAllocateUsableSlots(t *testing.T) {
+	l := testLayout(t)
+	r := &Record{Status: api.StatusStopped}
+	lock, err := l.Allocate(t.Context(), r, func(slot int) (bool, error) { return slot%10 == 7, nil })
+	if err != nil {
+		t.Fatal(err)
 	}
-	if _, err := full.freeSlot(); !api.HasCode(err, api.ErrVMSlotsExhausted) {
+	lock.Release()
+	if r.Slot != 7 {
+		t.Errorf("slot %d, of which only those ending in 7 may be used", r.Slot)
+	}
+	broken := errors.New("broken")
+	if _, err := l.Allocate(t.Context(), r, func(int) (bool, error) { return false, broken }); !errors.Is(err, broken) {
+		t.Errorf("Allocate = %v", err)
+	}
+}
+
+// S2: when all slots are taken, that is said; those of sandboxes that are gone
+// count as free, whoever forgot to give them back.
+func TestAllocateExhausted(t *testing.T) {
+	l := testLayout(t)
+	kept := &Record{Status: api.StatusStopped}
+	allocate(t, l, kept)
+	x, err := l.openIndex()
+	if err != nil {
+		t.Fatal(err)
+	}
+	for slot := range Slots {
+		x.set(slot, true)
+	}
+	if err := x.save(); err != nil {
+		t.Fatal(err)
+	}
+	r := &Record{Status: api.StatusStopped}
+	allocate(t, l, r)
+	if r.Slot != 1 {
+		t.Errorf("slot %d, want the first that no record has", r.Slot)
+	}
+	none := func(int) (bool, error) { return false, nil }
+	if _, err := l.Allocate(t.Context(), r, none); !api.HasCode(err, api.ErrVMSlotsExhausted) {
 		t.Errorf("without a free slot: %v", err)
+	}
+}
+
+// The index follows from the records: losing it loses nothing.
+func TestIndexIsRebuilt(t *testing.T) {
+	l := testLayout(t)
+	allocate(t, l, &Record{Name: "web", Status: api.StatusStopped})
+	for _, damage := range []func() error{
+		func() error { return os.RemoveAll(l.Index()) },
+		func() error { return os.WriteFile(filepath.Join(l.Index(), "slots"), []byte("short"), 0o600) },
+	} {
+		if err := damage(); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := l.Allocate(t.Context(), &Record{Name: "web"}, anySlot); !api.HasCode(err, api.ErrVMNameTaken) {
+			t.Errorf("a second web: %v", err)
+		}
+		r := &Record{Status: api.StatusStopped}
+		allocate(t, l, r)
+		if r.Slot != 1 {
+			t.Errorf("slot %d, want 1", r.Slot)
+		}
+		if err := l.Delete(r.ID); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// A name is free again when its sandbox is gone or has another one.
+func TestNamesAreGivenBack(t *testing.T) {
+	l := testLayout(t)
+	first := &Record{Name: "web", Status: api.StatusStopped}
+	allocate(t, l, first)
+	if err := l.Delete(first.ID); err != nil {
+		t.Fatal(err)
+	}
+	second := &Record{Name: "web", Status: api.StatusStopped}
+	allocate(t, l, second)
+	err := l.WithName(t.Context(), second.ID, "db", func() error {
+		second.Name = "db"
+		return l.Save(second)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	allocate(t, l, &Record{Name: "web", Status: api.StatusStopped})
+	if _, err := l.Allocate(t.Context(), &Record{Name: "db"}, anySlot); !api.HasCode(err, api.ErrVMNameTaken) {
+		t.Errorf("a second db: %v", err)
 	}
 }
 

@@ -85,6 +85,9 @@ func (l Layout) Find(ref string) (string, error) {
 		return "", api.Errorf(api.ErrVMNotFound, "VM not found: %.80q is neither an id nor a name", ref).WithVM(ref).
 			WithHint("vmsan list")
 	}
+	if id := l.noted(ref); id != "" {
+		return id, nil
+	}
 	records, broken, err := l.List()
 	if err != nil {
 		return "", err

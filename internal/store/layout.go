@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 )
 
 // Layout names every file vmsan keeps on the host; docs/state.md lists them
@@ -130,6 +131,16 @@ func (l Layout) Console(id string) string { return filepath.Join(l.Sandbox(id), 
 
 // MonitorLog is what a sandbox's monitor, gate and VMM had to say.
 func (l Layout) MonitorLog(id string) string { return filepath.Join(l.Sandbox(id), "monitor.log") }
+
+// Index is where taken slots and names are noted, for this boot of the host.
+func (l Layout) Index() string {
+	boot, _, _ := strings.Cut(BootID(), "-")
+	return filepath.Join(l.Run, "index-"+boot)
+}
+
+// NetworkLog is what a sandbox's network refused, and the names it asked for,
+// bounded.
+func (l Layout) NetworkLog(id string) string { return filepath.Join(l.Sandbox(id), "network.log") }
 
 // SandboxRun is the directory of a running sandbox's sockets.
 func (l Layout) SandboxRun(id string) string { return filepath.Join(l.Run, id) }

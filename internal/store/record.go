@@ -5,12 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"net/netip"
 	"os"
 	"time"
 
 	"github.com/google/renameio/v2"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/policy"
 )
 
 // recordVersion is the version of the records written by this vmsan.
@@ -65,8 +67,16 @@ type Spec struct {
 	Workdir     string            `json:"workdir,omitempty"`
 	User        string            `json:"user,omitempty"`
 	// Init is the image's own init, to run as PID 1. Empty: the agent is.
-	Init        string        `json:"init,omitempty"`
-	Network     string        `json:"network"`
+	Init string `json:"init,omitempty"`
+	// Network is "nat" or "none". What follows is of the former.
+	Network string        `json:"network"`
+	Policy  policy.Policy `json:"policy,omitzero"`
+	// Pool is where the sandbox's addresses come from, by its slot.
+	Pool         netip.Prefix         `json:"pool,omitzero"`
+	Resolvers    []netip.AddrPort     `json:"resolvers,omitempty"` // none: the host's
+	Publications []policy.Publication `json:"publications,omitempty"`
+	Bandwidth    policy.Bandwidth     `json:"bandwidth,omitzero"`
+
 	RequireKVM  bool          `json:"require_kvm,omitempty"`
 	NoSeccomp   bool          `json:"no_seccomp,omitempty"`
 	NoCgroup    bool          `json:"no_cgroup,omitempty"`
@@ -89,6 +99,9 @@ type Host struct {
 	// BootID is the host's boot that all this belongs to.
 	BootID string `json:"boot_id,omitempty"`
 }
+
+// Networked tells whether the sandbox has a network.
+func (s Spec) Networked() bool { return s.Network == "nat" }
 
 // Process names a process in a way that survives the reuse of its number.
 type Process struct {

@@ -48,7 +48,7 @@ func fullRecord() *Record {
 
 func allocate(t testing.TB, l Layout, r *Record) {
 	t.Helper()
-	lock, err := l.Allocate(t.Context(), r)
+	lock, err := l.Allocate(t.Context(), r, anySlot)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/policy"
 )
 
 // maxBody bounds a request and an answer, in bytes.
@@ -32,6 +33,18 @@ type RenameRequest struct {
 	Name string `json:"name"`
 }
 
+// PolicyRequest changes what the sandbox may reach.
+type PolicyRequest struct {
+	Policy policy.Policy `json:"policy"`
+	// Kill cuts open flows that are no longer allowed.
+	Kill bool `json:"kill"`
+}
+
+// PolicyAnswer says what became of a PolicyRequest.
+type PolicyAnswer struct {
+	Killed int `json:"killed"` // flows
+}
+
 // Monitor is what a monitor does on request. Its methods are called from any
 // goroutine.
 type Monitor interface {
@@ -39,6 +52,9 @@ type Monitor interface {
 	Stop(ctx context.Context, grace time.Duration) error
 	// Rename saves the new name; the caller has made sure that it is free.
 	Rename(ctx context.Context, name string) error
+	// SetPolicy changes what the sandbox may reach, and returns how many
+	// flows were cut.
+	SetPolicy(ctx context.Context, p policy.Policy, kill bool) (killed int, err error)
 	// Hold ends an ephemeral sandbox when ctx ends.
 	Hold(ctx context.Context) error
 }
@@ -46,23 +62,35 @@ type Monitor interface {
 // Handler answers requests to m.
 func Handler(m Monitor, log *slog.Logger) http.Handler {
 	mux := http.NewServeMux()
-	handle(mux, log, "POST /stop", func(ctx context.Context, r StopRequest) error { return m.Stop(ctx, r.Grace) })
-	handle(mux, log, "POST /rename", func(ctx context.Context, r RenameRequest) error { return m.Rename(ctx, r.Name) })
-	handle(mux, log, "POST /hold", func(ctx context.Context, _ struct{}) error { return m.Hold(ctx) })
+	handle(mux, log, "POST /stop", func(ctx context.Context, r StopRequest) (none, error) {
+		return none{}, m.Stop(ctx, r.Grace)
+	})
+	handle(mux, log, "POST /rename", func(ctx context.Context, r RenameRequest) (none, error) {
+		return none{}, m.Rename(ctx, r.Name)
+	})
+	handle(mux, log, "POST /policy", func(ctx context.Context, r PolicyRequest) (PolicyAnswer, error) {
+		killed, err := m.SetPolicy(ctx, r.Policy, r.Kill)
+		return PolicyAnswer{Killed: killed}, err
+	})
+	handle(mux, log, "POST /hold", func(ctx context.Context, _ none) (none, error) { return none{}, m.Hold(ctx) })
 	return mux
 }
 
-func handle[R any](mux *http.ServeMux, log *slog.Logger, pattern string, verb func(context.Context, R) error) {
+// none is a request or an answer in which there is nothing to say.
+type none struct{}
+
+func handle[R, A any](mux *http.ServeMux, log *slog.Logger, pattern string, verb func(context.Context, R) (A, error)) {
 	mux.HandleFunc(pattern, func(w http.ResponseWriter, r *http.Request) {
 		var request R
 		err := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxBody)).Decode(&request)
 		// Once the body is read the server notices when the caller goes.
 		io.Copy(io.Discard, r.Body)
+		var answer A
 		if err == nil {
-			err = verb(r.Context(), request)
+			answer, err = verb(r.Context(), request)
 		}
 		if err == nil {
-			w.WriteHeader(http.StatusNoContent)
+			json.NewEncoder(w).Encode(answer)
 			return
 		}
 		log.Warn("request failed", "request", pattern, "error", err)
@@ -92,21 +120,28 @@ var ErrGone = errors.New("the sandbox's monitor is gone")
 
 // Stop stops the sandbox; see Monitor.
 func (c *Client) Stop(ctx context.Context, grace time.Duration) error {
-	return c.post(ctx, "/stop", StopRequest{Grace: grace})
+	return c.post(ctx, "/stop", StopRequest{Grace: grace}, &none{})
 }
 
 // Rename renames the sandbox; see Monitor.
 func (c *Client) Rename(ctx context.Context, name string) error {
-	return c.post(ctx, "/rename", RenameRequest{Name: name})
+	return c.post(ctx, "/rename", RenameRequest{Name: name}, &none{})
+}
+
+// SetPolicy changes what the sandbox may reach; see Monitor.
+func (c *Client) SetPolicy(ctx context.Context, p policy.Policy, kill bool) (killed int, err error) {
+	var answer PolicyAnswer
+	err = c.post(ctx, "/policy", PolicyRequest{Policy: p, Kill: kill}, &answer)
+	return answer.Killed, err
 }
 
 // Hold keeps an ephemeral sandbox alive until ctx ends or the caller dies.
 // It returns when the sandbox has ended.
 func (c *Client) Hold(ctx context.Context) error {
-	return c.post(ctx, "/hold", struct{}{})
+	return c.post(ctx, "/hold", none{}, &none{})
 }
 
-func (c *Client) post(ctx context.Context, path string, request any) error {
+func (c *Client) post(ctx context.Context, path string, request, answer any) error {
 	body, err := json.Marshal(request)
 	if err != nil {
 		return err
@@ -120,14 +155,18 @@ func (c *Client) post(ctx context.Context, path string, request any) error {
 		return gone(ctx, err)
 	}
 	defer response.Body.Close()
-	if response.StatusCode == http.StatusNoContent {
-		return nil
-	}
 	var failure api.Error
-	if err := json.NewDecoder(io.LimitReader(response.Body, maxBody)).Decode(&failure); err != nil {
+	ok := response.StatusCode == http.StatusOK
+	if !ok {
+		answer = &failure
+	}
+	if err := json.NewDecoder(io.LimitReader(response.Body, maxBody)).Decode(answer); err != nil {
 		return gone(ctx, fmt.Errorf("the monitor answers %s: %w", response.Status, err))
 	}
-	return &failure
+	if !ok {
+		return &failure
+	}
+	return nil
 }
 
 func gone(ctx context.Context, err error) error {

@@ -1,0 +1,267 @@
+package sandbox
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"slices"
+	"strconv"
+	"strings"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/monitor/control"
+	"github.com/vmsan/vmsan/internal/policy"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// The kinds of network a sandbox can have.
+const (
+	networkNAT  = "nat"  // behind the host's address
+	networkNone = "none" // loopback only
+)
+
+// The most that a sandbox can have of them.
+const (
+	maxPublications = 256
+	maxResolvers    = 3 // as in resolv.conf(5)
+)
+
+// completeNetwork fills in the defaults of the network and checks them.
+func (o *CreateOptions) completeNetwork() error {
+	if o.Network == "" {
+		o.Network = networkNone
+		if os.Geteuid() == 0 || o.needsNetwork() {
+			o.Network = networkNAT
+		}
+	}
+	if err := checkChoice("--network", o.Network, networkNAT, networkNone); err != nil {
+		return err
+	}
+	if o.Network == networkNone {
+		return o.checkNoNetwork()
+	}
+	if o.Policy.Mode == "" {
+		o.Policy.Mode = policy.AllowAll
+	}
+	if len(o.Publications) > maxPublications {
+		return api.Errorf(api.ErrValidationPort, "Invalid --publish: %d ports. At most %d.", len(o.Publications), maxPublications).
+			WithFlag("--publish")
+	}
+	if err := policy.CheckPublications(o.Publications); err != nil {
+		return api.Errorf(api.ErrValidationPortConflict, "Published port conflict: %w", err).WithFlag("--publish")
+	}
+	return nil
+}
+
+// needsNetwork tells whether anything was asked of a network.
+func (o *CreateOptions) needsNetwork() bool {
+	return o.Policy.Mode != "" || len(o.Publications) > 0 || len(o.Resolvers) > 0 || o.Bandwidth != (policy.Bandwidth{})
+}
+
+func (o *CreateOptions) checkNoNetwork() error {
+	if o.needsNetwork() {
+		return api.Errorf(api.ErrValidationFlags, "Cannot use --network none and flags of a network together").
+			WithFlag("--network").WithHint("leave out --network none, or the other flags")
+	}
+	return nil
+}
+
+// PolicyLists are the lists of a policy as typed.
+type PolicyLists struct{ AllowedDomains, AllowedCIDRs, DeniedCIDRs []string }
+
+// Parse makes a policy of a mode ("" is left to the lists) and the lists. It
+// returns the zero policy if there is neither.
+func (l PolicyLists) Parse(mode string) (policy.Policy, error) {
+	domains, err := ParseDomains("--allowed-domain", l.AllowedDomains)
+	if err != nil {
+		return policy.Policy{}, err
+	}
+	allowed, err := ParseCIDRs("--allowed-cidr", l.AllowedCIDRs)
+	if err != nil {
+		return policy.Policy{}, err
+	}
+	denied, err := ParseCIDRs("--denied-cidr", l.DeniedCIDRs)
+	if err != nil {
+		return policy.Policy{}, err
+	}
+	if mode == "" && len(domains)+len(allowed)+len(denied) == 0 {
+		return policy.Policy{}, nil
+	}
+	return newPolicy(policy.Mode(mode), domains, allowed, denied)
+}
+
+func newPolicy(mode policy.Mode, domains []policy.Domain, allowed, denied []policy.CIDR) (policy.Policy, error) {
+	if mode != "" && !slices.Contains(policy.Modes, mode) {
+		return policy.Policy{}, api.Errorf(api.ErrValidationNetworkPolicy, "Invalid --network-policy: %.80q. "+
+			"Must be one of: allow-all, deny-all, custom.", string(mode)).WithFlag("--network-policy")
+	}
+	p, err := policy.New(mode, domains, allowed, denied)
+	switch {
+	case errors.Is(err, policy.ErrConflict):
+		return p, api.Errorf(api.ErrValidationPolicyConflict, "Cannot combine deny-all with --allowed-domain, "+
+			"--allowed-cidr or --denied-cidr").WithFlag("--network-policy").WithHint("leave out --network-policy, or the lists")
+	case err != nil:
+		return p, api.Errorf(api.ErrValidationNetworkPolicy, "Invalid network policy: %w", err).WithFlag("--network-policy")
+	}
+	return p, nil
+}
+
+// ParseDomains reads domains; flag is where they were typed.
+func ParseDomains(flag string, list []string) ([]policy.Domain, error) {
+	return parseList(api.ErrValidationDomain, flag, list, policy.ParseDomain)
+}
+
+// ParseCIDRs reads ranges of addresses; flag is where they were typed.
+func ParseCIDRs(flag string, list []string) ([]policy.CIDR, error) {
+	return parseList(api.ErrValidationCIDR, flag, list, policy.ParseCIDR)
+}
+
+// ParsePublications reads ports to publish, as --publish has them.
+func ParsePublications(list []string) ([]policy.Publication, error) {
+	return parseList(api.ErrValidationPort, "--publish", list, policy.ParsePublication)
+}
+
+// ParsePorts reads ports to publish as --publish-port has them: the same on
+// both sides.
+func ParsePorts(list []string) ([]policy.Publication, error) {
+	return parseList(api.ErrValidationPort, "--publish-port", list, func(text string) (policy.Publication, error) {
+		if strings.ContainsAny(text, ":/") {
+			return policy.Publication{}, errors.New("expected a port, 1-65535")
+		}
+		return policy.ParsePublication(text)
+	})
+}
+
+// ParseResolvers reads addresses of DNS servers, with a port if it is not 53.
+func ParseResolvers(list []string) ([]netip.AddrPort, error) {
+	if len(list) > maxResolvers {
+		return nil, api.Errorf(api.ErrValidationAddress, "Invalid --dns: %d servers. At most %d.", len(list), maxResolvers).
+			WithFlag("--dns")
+	}
+	return parseList(api.ErrValidationAddress, "--dns", list, func(text string) (netip.AddrPort, error) {
+		if !strings.Contains(text, ":") {
+			text += ":" + strconv.Itoa(53)
+		}
+		server, err := netip.ParseAddrPort(text)
+		if err == nil && (!server.Addr().Is4() || server.Port() == 0) {
+			err = errors.New("expected an IPv4 address")
+		}
+		return server, err
+	})
+}
+
+// ParseBandwidth reads a bandwidth, "10mbit" or "10mbit:20mbit".
+func ParseBandwidth(text string) (policy.Bandwidth, error) {
+	b, err := policy.ParseBandwidth(text)
+	if err != nil {
+		return b, api.Errorf(api.ErrValidationBandwidth, "Invalid --bandwidth: %.80q: %w", text, err).WithFlag("--bandwidth")
+	}
+	return b, nil
+}
+
+func parseList[T any](code api.Code, flag string, list []string, parse func(string) (T, error)) (parsed []T, err error) {
+	for _, text := range list {
+		item, err := parse(strings.TrimSpace(text))
+		if err != nil {
+			return nil, api.Errorf(code, "Invalid %s: %.80q: %w", flag, text, err).WithFlag(flag)
+		}
+		parsed = append(parsed, item)
+	}
+	return parsed, nil
+}
+
+// PolicyChange makes a sandbox's next policy of the one it has.
+type PolicyChange func(policy.Policy) (policy.Policy, error)
+
+// Replace is the change to p, whatever there was.
+func Replace(p policy.Policy) PolicyChange {
+	return func(policy.Policy) (policy.Policy, error) { return p, nil }
+}
+
+// Edit is the change that adds and removes single rules. Removing what is not
+// there is no error.
+func Edit(add, remove PolicyLists) PolicyChange {
+	return func(p policy.Policy) (policy.Policy, error) {
+		domains, err := edit(ParseDomains, "allowed-domain", p.AllowedDomains, add.AllowedDomains, remove.AllowedDomains)
+		if err != nil {
+			return p, err
+		}
+		allowed, err := edit(ParseCIDRs, "allowed-cidr", p.AllowedCIDRs, add.AllowedCIDRs, remove.AllowedCIDRs)
+		if err != nil {
+			return p, err
+		}
+		denied, err := edit(ParseCIDRs, "denied-cidr", p.DeniedCIDRs, add.DeniedCIDRs, remove.DeniedCIDRs)
+		if err != nil {
+			return p, err
+		}
+		mode := p.Mode
+		if len(domains)+len(allowed)+len(denied) > 0 {
+			mode = policy.Custom
+		}
+		return newPolicy(mode, domains, allowed, denied)
+	}
+}
+
+func edit[T comparable](parse func(string, []string) ([]T, error), list string, old []T, add, remove []string) ([]T, error) {
+	added, err := parse("--add-"+list, add)
+	if err != nil {
+		return nil, err
+	}
+	removed, err := parse("--remove-"+list, remove)
+	if err != nil {
+		return nil, err
+	}
+	kept := slices.DeleteFunc(slices.Clone(old), func(item T) bool { return slices.Contains(removed, item) })
+	return append(kept, added...), nil
+}
+
+// SetPolicy changes what a sandbox may reach: at once if it runs. With kill,
+// open flows that are no longer allowed are cut. It returns the policy from
+// before, the one that holds now, and how many flows were cut.
+func (s *Service) SetPolicy(ctx context.Context, ref string, change PolicyChange, kill bool) (
+	r *store.Record, previous policy.Policy, killed int, err error) {
+	if r, err = s.Get(ctx, ref); err != nil {
+		return nil, previous, 0, err
+	}
+	if !r.Spec.Networked() {
+		return nil, previous, 0, api.Errorf(api.ErrUnsupported, "VM %s was created without a network", r.ID).WithVM(r.ID).
+			WithHint("vmsan create, without --network none")
+	}
+	previous = r.Spec.Policy
+	next, err := change(previous)
+	if err != nil {
+		return nil, previous, 0, err
+	}
+	if next.Mode == "" {
+		next.Mode = policy.AllowAll
+	}
+	if killed, err = s.setPolicy(ctx, r, next, kill); err != nil {
+		return nil, previous, 0, fmt.Errorf("change network of %s: %w", r.ID, err)
+	}
+	r, err = s.layout.Load(r.ID)
+	return r, previous, killed, err
+}
+
+// setPolicy has the monitor do it, which is the only writer of the record
+// while it lives, or does it under the lock.
+func (s *Service) setPolicy(ctx context.Context, r *store.Record, next policy.Policy, kill bool) (killed int, err error) {
+	if r.Running() {
+		killed, err := control.Dial(s.layout.ControlSocket(r.ID)).SetPolicy(ctx, next, kill)
+		if !errors.Is(err, control.ErrGone) {
+			return killed, err
+		}
+	}
+	lock, record, err := s.own(ctx, r.ID)
+	if err != nil {
+		return 0, err
+	}
+	defer lock.Release()
+	record.Spec.Policy = next
+	return 0, s.layout.Save(record)
+}
+
+// NetworkLogPath is the file of what the network of the sandbox id refused,
+// and of the names that it asked for.
+func (s *Service) NetworkLogPath(id string) string { return s.layout.NetworkLog(id) }
