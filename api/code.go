@@ -73,6 +73,14 @@ const (
 	ErrImageInvalid  Code = "ERR_IMAGE_INVALID"
 	ErrKernelInvalid Code = "ERR_KERNEL_INVALID"
 
+	ErrSnapshotNotFound  Code = "ERR_SNAPSHOT_NOT_FOUND"
+	ErrSnapshotAmbiguous Code = "ERR_SNAPSHOT_AMBIGUOUS"
+	ErrSnapshotNameTaken Code = "ERR_SNAPSHOT_NAME_TAKEN"
+	ErrSnapshotInUse     Code = "ERR_SNAPSHOT_IN_USE"
+	ErrSnapshotCorrupt   Code = "ERR_SNAPSHOT_CORRUPT"
+	ErrSnapshotInvalid   Code = "ERR_SNAPSHOT_INVALID"
+	ErrSnapshotUnfit     Code = "ERR_SNAPSHOT_UNFIT"
+
 	ErrTimeoutAgent Code = "ERR_TIMEOUT_AGENT"
 	ErrTimeoutLock  Code = "ERR_TIMEOUT_LOCK"
 	ErrTimeout      Code = "ERR_TIMEOUT"
@@ -149,6 +157,14 @@ var Codes = map[Code]Meaning{
 	ErrImageInUse:    {KindConflict, "a sandbox uses that image"},
 	ErrImageInvalid:  {KindUsage, "the archive is not a root file system that can be imported"},
 	ErrKernelInvalid: {KindUsage, "the file is not a Linux kernel that can be used"},
+
+	ErrSnapshotNotFound:  {KindNotFound, "no snapshot has that id, prefix or name"},
+	ErrSnapshotAmbiguous: {KindConflict, "several snapshots' ids begin with that prefix"},
+	ErrSnapshotNameTaken: {KindConflict, "another snapshot has that name"},
+	ErrSnapshotInUse:     {KindConflict, "a sandbox needs that snapshot"},
+	ErrSnapshotCorrupt:   {KindInternal, "a snapshot's files are not what its manifest says"},
+	ErrSnapshotInvalid:   {KindUsage, "the archive is not a snapshot that can be imported"},
+	ErrSnapshotUnfit:     {KindUnsupported, "the snapshot was made on a host or by a version that differs from this one"},
 
 	ErrTimeoutAgent: {KindTimeout, "the guest did not say ready in time"},
 	ErrTimeoutLock:  {KindTimeout, "a lock was held for too long by another vmsan"},

@@ -111,6 +111,10 @@ func (l Layout) Blank(size int64) string {
 	return filepath.Join(l.Dir, "blanks", fmt.Sprintf("%d.ext4", size))
 }
 
+// Snapshots holds one directory per snapshot, named by its id: manifest.json,
+// memory, state and overlay.ext4.
+func (l Layout) Snapshots() string { return filepath.Join(l.Dir, "snapshots") }
+
 // Sandboxes holds one directory per sandbox, named by its id.
 func (l Layout) Sandboxes() string { return filepath.Join(l.Dir, "sandboxes") }
 

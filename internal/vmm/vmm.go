@@ -81,6 +81,11 @@ type Features struct {
 	Accelerators []Accelerator
 	// MinMemoryMiB is the least memory a guest can come up with.
 	MinMemoryMiB int
+	// Snapshots says that machines can be saved and restored.
+	Snapshots bool
+	// Seals says that what Save writes has to be sealed before it can be
+	// restored. Without it, it can be restored as it is.
+	Seals bool
 }
 
 // Driver starts virtual machines. Its methods may be called from any
@@ -92,6 +97,46 @@ type Driver interface {
 	// Start starts the machine; its guest begins to boot. If it fails,
 	// nothing is left behind. ctx bounds the start, not the machine's life.
 	Start(ctx context.Context, spec Spec) (VM, error)
+
+	// CPU says what the CPUs of a guest on this host are, so far as a
+	// machine that was saved depends on it.
+	CPU(accelerator Accelerator) (CPU, error)
+	// Seal makes what Restore takes out of what Save wrote, for a driver
+	// that Seals. spec is the saved machine's; of its disks and network
+	// device only their kinds and number count, their files are not used.
+	// from is read from where its files stand, and to's files are empty. The
+	// VMM that does it is shut in by spec.Jail like one that runs. It gets no
+	// file but these. If ctx ends or it fails, nothing is left running, and
+	// to is of no use. Nothing is synced.
+	Seal(ctx context.Context, spec Spec, from, to Saved) error
+	// Restore starts a machine like spec in the state that was saved. Its
+	// CPUs stand still until Resume. spec's disks have to hold what they held
+	// when the machine was saved; its kernel, initramfs and command line are
+	// in the memory already and not used. Many machines can be restored from
+	// the same files, at a time too: Memory is mapped copy-on-write and never
+	// written, and both files may be open for reading only. They stay the
+	// caller's, who may close them when Restore returns; but the memory must
+	// not change while a machine runs. What is damaged or another machine's
+	// is an error and never a hang; only a damaged memory is not noticed.
+	Restore(ctx context.Context, spec Spec, from Saved) (VM, error)
+}
+
+// Saved is a machine at rest, as two files of the caller's.
+type Saved struct {
+	// Memory is the guest's memory, byte for byte; what is zero is a hole. A
+	// driver that Seals does not use it in what it saves.
+	Memory *os.File
+	// State is all the rest, in the VMM's own format.
+	State *os.File
+}
+
+// CPU is what a saved machine needs to find again.
+type CPU struct {
+	// Model names the CPU and what it can do: it has to be the same.
+	Model string
+	// TSCkHz is the rate of the time stamp counter, measured, so that it has
+	// to be about the same. 0 where guests are told the rate.
+	TSCkHz uint64
 }
 
 // VM is a virtual machine that was started. Its methods may be called from
@@ -109,6 +154,13 @@ type VM interface {
 	Pause(ctx context.Context) error
 	// Resume lets them go on; resuming what runs is fine.
 	Resume(ctx context.Context) error
+	// Save writes the machine to files that are empty. It has to be paused,
+	// and stays so, as it was, whether Save succeeds, fails or is given up
+	// when ctx ends; Resume lets it go on. Save can be called once for each
+	// Pause of a machine that ran. Its disks are as the guest sees them while
+	// it is paused: a snapshot needs a copy made before Resume. Nothing is
+	// synced.
+	Save(ctx context.Context, to Saved) error
 	// Stop ends the VMM without asking the guest, in order if it does so
 	// before ctx ends, and else by killing it. It returns after Done and is
 	// no error if the VM had ended.

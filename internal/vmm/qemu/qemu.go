@@ -359,3 +359,19 @@ func (vm *virtualMachine) Stop(ctx context.Context) error {
 	<-vm.done
 	return nil
 }
+
+// CPU is not known yet.
+func (Driver) CPU(vmm.Accelerator) (vmm.CPU, error) { return vmm.CPU{}, errors.ErrUnsupported }
+
+// Seal is for drivers with snapshots.
+func (Driver) Seal(context.Context, vmm.Spec, vmm.Saved, vmm.Saved) error {
+	return errors.ErrUnsupported
+}
+
+// Restore is for drivers with snapshots.
+func (Driver) Restore(context.Context, vmm.Spec, vmm.Saved) (vmm.VM, error) {
+	return nil, errors.ErrUnsupported
+}
+
+// Save is for drivers with snapshots.
+func (*virtualMachine) Save(context.Context, vmm.Saved) error { return errors.ErrUnsupported }
