@@ -37,7 +37,7 @@ var allowed = []struct {
 	{"internal/guest", []string{"api", "internal/guest/proto"}, "it is given streams and does not ask where they come from"},
 	{"internal/vmm", []string{"internal/link", "internal/jail", "internal/cgroup"}, "a VMM knows nothing of sandboxes, records or images"},
 	{"internal/vmm/qemu", []string{"internal/vmm", "internal/link", "internal/jail"}, "drivers know only the waist"},
-	{"internal/gate", []string{"api", "internal/link", "internal/guest", "internal/vmm", "internal/jail", "internal/cgroup"}, "it has no rights, so it needs no files or records"},
+	{"internal/gate", []string{"api", "internal/policy", "internal/link", "internal/guest", "internal/vmm", "internal/jail", "internal/cgroup"}, "it has no rights, so it needs no files or records"},
 	{"internal/monitor/control", []string{"api", "internal/policy"}, "commands and monitors share it"},
 }
 

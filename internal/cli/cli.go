@@ -49,7 +49,7 @@ func Main(args []string) int {
 	if len(args) > 1 {
 		switch args[1] {
 		case gate.Command:
-			return runGate()
+			return runGate(args[2:])
 		case monitor.Command:
 			return runMonitor(args[2:])
 		}
@@ -65,9 +65,9 @@ func Main(args []string) int {
 
 // runGate and runMonitor are the processes behind a sandbox. They are found
 // before any flag is looked at, so that they start quickly.
-func runGate() int {
+func runGate(args []string) int {
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-	if err := gate.Main(log); err != nil {
+	if err := gate.Main(args, log); err != nil {
 		log.Error("gate", "error", err)
 		return 1
 	}

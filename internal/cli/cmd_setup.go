@@ -15,6 +15,7 @@ import (
 func (a *app) setupCommand() *cobra.Command {
 	var o sandbox.SetupOptions
 	var check bool
+	var pool string
 	cmd := &cobra.Command{
 		Use:   "setup",
 		Short: "Get a kernel and the default image, and find out what works here",
@@ -28,12 +29,19 @@ func (a *app) setupCommand() *cobra.Command {
 			if check {
 				return a.runSetupCheck()
 			}
+			if cmd.Flags().Changed("network-pool") {
+				var err error
+				if o.Pool, err = sandbox.ParsePool(pool); err != nil {
+					return err
+				}
+			}
 			return a.runSetup(cmd.Context(), o)
 		},
 	}
 	cmd.Flags().StringVar(&o.Kernel, "kernel", "", "use the kernel in this `FILE`: a vmlinux or bzImage")
 	cmd.Flags().StringVar(&o.KernelDeb, "kernel-deb", "", "use the kernel in this Debian package, a `FILE`")
 	cmd.Flags().BoolVar(&o.SkipImage, "no-image", false, "leave out the default image")
+	cmd.Flags().StringVar(&pool, "network-pool", "", "give sandboxes addresses from this `CIDR`, which nothing else on the host may use (default: 198.18.0.0/15)")
 	cmd.Flags().BoolVar(&check, "check", false, "change nothing, say what is missing")
 	return cmd
 }

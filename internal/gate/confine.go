@@ -3,6 +3,7 @@ package gate
 import (
 	"fmt"
 	"os"
+	"slices"
 
 	seccomp "github.com/elastic/go-seccomp-bpf"
 	"golang.org/x/sys/unix"
@@ -49,16 +50,29 @@ func allowedIf() []seccomp.NameWithConditions {
 	}
 }
 
+// networkIf are what the gate of a sandbox with a network needs besides: it
+// connects to servers that a name leads to and to the guest's ports, by IPv4,
+// from within the sandbox's network.
+func networkIf() []seccomp.NameWithConditions {
+	return []seccomp.NameWithConditions{{Name: "socket", Conditions: seccomp.ArgumentConditions{
+		{Argument: 0, Operation: seccomp.Equal, Value: unix.AF_INET},
+	}}}
+}
+
 // confine gives up everything that reading a guest does not need. What is
 // not allowed fails with EPERM, in all threads.
-func confine() error {
+func confine(networked bool) error {
+	names, conditional := allowed, allowedIf()
+	if networked {
+		names, conditional = append(slices.Clone(allowed), "connect"), append(conditional, networkIf()...)
+	}
 	filter := seccomp.Filter{
 		NoNewPrivs: true,
 		Flag:       seccomp.FilterFlagTSync,
 		Policy: seccomp.Policy{
 			DefaultAction: seccomp.ActionErrno,
 			Syscalls: []seccomp.SyscallGroup{
-				{Action: seccomp.ActionAllow, Names: known(allowed), NamesWithCondtions: allowedIf()},
+				{Action: seccomp.ActionAllow, Names: known(names), NamesWithCondtions: conditional},
 				{Action: unknown, Names: []string{"clone3"}},
 			},
 		},

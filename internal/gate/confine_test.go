@@ -79,7 +79,7 @@ func call(number, a, b, c uintptr) error {
 // beConfined prints, for each forbidden thing, how trying it failed, and then
 // shows that what a gate does still works.
 func beConfined() {
-	if err := confine(); err != nil {
+	if err := confine(false); err != nil {
 		fmt.Println(err)
 		os.Exit(1)
 	}

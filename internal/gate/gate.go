@@ -30,16 +30,20 @@ const acceptPause = 100 * time.Millisecond
 // cgroup gets tight, in bytes.
 const memoryLimit = 48 << 20
 
-// Main is the gate: it runs until its monitor or its guest is gone. Its
-// files are those that Files describes.
-func Main(log *slog.Logger) error {
+// Main is the gate: it runs until its monitor or its guest is gone. Its files
+// are inherited; args are the sandbox's id, and, for one with a network, how
+// many published ports are among the files.
+func Main(args []string, log *slog.Logger) error {
 	debug.SetGCPercent(50)
 	debug.SetMemoryLimit(memoryLimit)
 	g, err := inherit(log)
+	if err == nil && len(args) > 1 {
+		g.network, err = inheritNetwork(args[1], log)
+	}
 	if err != nil {
 		return err
 	}
-	if err := confine(); err != nil {
+	if err := confine(g.network != nil); err != nil {
 		return err
 	}
 	return g.run()
@@ -55,12 +59,14 @@ type gate struct {
 	console  net.Conn
 	output   *consoleLog
 
-	host   *link.Host
-	client *guest.Client
+	host    *link.Host
+	client  *guest.Client
+	linked  chan struct{}  // closed when client is there
+	network *networkServer // nil without a network
 }
 
 func inherit(log *slog.Logger) (*gate, error) {
-	g := &gate{log: log}
+	g := &gate{log: log, linked: make(chan struct{})}
 	for _, c := range []struct {
 		fd   uintptr
 		name string
@@ -79,15 +85,23 @@ func inherit(log *slog.Logger) (*gate, error) {
 		}
 		*c.conn = conn
 	}
-	file := os.NewFile(fdListener, "listener")
-	listener, err := net.FileListener(file)
-	file.Close()
+	listener, err := inheritListener(fdListener, "listener")
 	if err != nil {
-		return nil, fmt.Errorf("inherit listener: %w", err)
+		return nil, err
 	}
 	g.listener = listener
 	g.output, err = newConsoleLog(os.NewFile(fdConsoleLog, "console.log"))
 	return g, err
+}
+
+func inheritListener(fd uintptr, name string) (net.Listener, error) {
+	file := os.NewFile(fd, name)
+	defer file.Close()
+	listener, err := net.FileListener(file)
+	if err != nil {
+		return nil, fmt.Errorf("inherit %s: %w", name, err)
+	}
+	return listener, nil
 }
 
 func (g *gate) run() error {
@@ -159,6 +173,8 @@ func (g *gate) carryOut(ctx context.Context, order Order) (report Report) {
 		report, err = g.begin(ctx, order.Begin)
 	case order.PowerOff && g.client != nil:
 		err = g.client.PowerOff(ctx)
+	case order.Policy != nil && g.network != nil:
+		report.Killed, err = g.network.setPolicy(*order.Policy)
 	default:
 		err = errors.New("unknown order")
 	}
@@ -175,12 +191,21 @@ func (g *gate) begin(ctx context.Context, b *Begin) (report Report, err error) {
 	if g.host != nil {
 		return report, errors.New("begun already")
 	}
+	if g.network != nil {
+		if b.Network == nil {
+			return report, errors.New("told nothing of the network")
+		}
+		if err := g.network.begin(*b.Network, g.dialLoopback); err != nil {
+			return report, err
+		}
+	}
 	started := time.Now()
 	if g.host, err = link.Connect(ctx, g.control, g.data); err != nil {
 		return report, err
 	}
 	report.Linked = milliseconds(time.Since(started))
 	g.client = guest.New(g.host.Dial)
+	close(g.linked)
 	if b.Identity != nil {
 		started := time.Now()
 		if err := g.client.Configure(ctx, *b.Identity); err != nil {

@@ -5,8 +5,10 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"net/netip"
 
 	"github.com/vmsan/vmsan/internal/guest"
+	"github.com/vmsan/vmsan/internal/policy"
 )
 
 // The files that a gate inherits, by descriptor.
@@ -17,6 +19,15 @@ const (
 	fdData
 	fdConsole
 	fdConsoleLog
+	// What follows is there only for a sandbox with a network; the published
+	// ports are the last.
+	fdRequests
+	fdDNSPacket
+	fdDNSStream
+	fdProxy
+	fdDenials
+	fdNetworkLog
+	fdPorts
 )
 
 // Order is what the monitor asks of its gate. Exactly one field is set.
@@ -25,6 +36,8 @@ type Order struct {
 	Begin *Begin `json:"begin,omitempty"`
 	// PowerOff asks the guest to shut down.
 	PowerOff bool `json:"power_off,omitempty"`
+	// Policy changes what the guest may reach.
+	Policy *PolicyOrder `json:"policy,omitempty"`
 }
 
 // Begin says what to do once the guest answers.
@@ -32,6 +45,25 @@ type Begin struct {
 	// Identity to give to a guest that has just booted. Nil for a guest that
 	// has it, whose gate died.
 	Identity *guest.Identity `json:"identity,omitempty"`
+	// Network says how to serve the guest's network. Nil without one.
+	Network *NetworkOrder `json:"network,omitempty"`
+}
+
+// NetworkOrder is how to serve a guest's network.
+type NetworkOrder struct {
+	Policy policy.Policy `json:"policy"`
+	// Guest is the guest's address, and Pool where all sandboxes have theirs.
+	Guest netip.Addr   `json:"guest"`
+	Pool  netip.Prefix `json:"pool"`
+	// Ports are what the published ports that were handed over lead to.
+	Ports []policy.Publication `json:"ports,omitempty"`
+}
+
+// PolicyOrder is a change of what the guest may reach.
+type PolicyOrder struct {
+	Policy policy.Policy `json:"policy"`
+	// Kill cuts connections that are no longer allowed.
+	Kill bool `json:"kill,omitempty"`
 }
 
 // Report is what the gate tells its monitor: the outcome of each order, in
@@ -42,6 +74,8 @@ type Report struct {
 	// Configured how long it took to take its identity. Of Begin.
 	Linked     float64 `json:"linked,omitempty"`
 	Configured float64 `json:"configured,omitempty"`
+	// Killed is how many connections were cut. Of Policy.
+	Killed int `json:"killed,omitempty"`
 	// Error is why the order could not be carried out.
 	Error string `json:"error,omitempty"`
 	// Failed is true if the error is the guest's own word, and not that

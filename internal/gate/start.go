@@ -26,29 +26,62 @@ type StartSpec struct {
 	User   *jail.User
 	Root   string
 	Cgroup *cgroup.Group
+
+	// Network is what a gate serves the guest's network with. Nil without one.
+	Network *Network
+}
+
+// Network has the files for a sandbox's network, opened with rights that the
+// gate does not have.
+type Network struct {
+	Namespace *os.File // for the gate to be in
+	// DNSPacket and DNSStream get what the guest asks of port 53, and Proxy
+	// its connections to what domains allow.
+	DNSPacket, DNSStream, Proxy *os.File
+	Denials                     *os.File   // netlink: what the firewall refused
+	Log                         *os.File   // to write events to
+	Ports                       []*os.File // the published ones, listening
+}
+
+func (n *Network) files() []*os.File {
+	return append([]*os.File{n.DNSPacket, n.DNSStream, n.Proxy, n.Denials, n.Log}, n.Ports...)
 }
 
 // program is where the gate sees its own binary, the only file there is.
 const program = "/vmsan"
 
-// Start starts a gate and returns it with the monitor's end of its orders.
-func Start(spec StartSpec) (*jail.Process, *os.File, error) {
+// Started is a gate that runs, with the monitor's ends of the ways to it.
+type Started struct {
+	*jail.Process
+	Orders *os.File
+	// Requests are what Attend answers. Nil without a network.
+	Requests *os.File
+}
+
+// Start starts a gate.
+func Start(spec StartSpec) (started Started, err error) {
 	self, err := os.Executable()
 	if err != nil {
-		return nil, nil, fmt.Errorf("find own binary: %w", err)
+		return started, fmt.Errorf("find own binary: %w", err)
 	}
-	ours, theirs, err := vmm.SocketPair("orders")
-	if err != nil {
-		return nil, nil, err
+	defer func() {
+		if err != nil {
+			closeFile(started.Orders)
+			closeFile(started.Requests)
+		}
+	}()
+	var orders, requests *os.File
+	if started.Orders, orders, err = vmm.SocketPair("orders"); err != nil {
+		return started, err
 	}
-	defer theirs.Close()
+	defer orders.Close()
 	jailed := jail.Spec{
 		Path: self, Args: []string{Command, spec.ID},
 		// The runtime would look at files that are not there, and try to
 		// adapt to changes of a cgroup that it cannot see.
 		Env:    []string{"GODEBUG=updatemaxprocs=0", "GOMAXPROCS=2", "GOTRACEBACK=single"},
 		Stdout: spec.Log, Stderr: spec.Log,
-		Files:  []*os.File{theirs, spec.Listener, spec.Link.Control, spec.Link.Data, spec.Link.Console, spec.Console},
+		Files:  []*os.File{orders, spec.Listener, spec.Link.Control, spec.Link.Data, spec.Link.Console, spec.Console},
 		User:   spec.User,
 		Cgroup: spec.Cgroup,
 	}
@@ -57,10 +90,24 @@ func Start(spec StartSpec) (*jail.Process, *os.File, error) {
 		jailed.Root = &jail.Root{Mount: spec.Root, Binds: []jail.Bind{{Source: self, Target: program}}}
 		jailed.Namespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
 	}
-	process, err := jail.Start(jailed)
-	if err != nil {
-		ours.Close()
-		return nil, nil, fmt.Errorf("start gate: %w", err)
+	if spec.Network != nil {
+		if started.Requests, requests, err = vmm.PacketPair("requests"); err != nil {
+			return started, err
+		}
+		defer requests.Close()
+		jailed.Namespaces &^= unix.CLONE_NEWNET
+		jailed.Network = spec.Network.Namespace
+		jailed.Files = append(append(jailed.Files, requests), spec.Network.files()...)
+		jailed.Args = append(jailed.Args, fmt.Sprint(len(spec.Network.Ports)))
 	}
-	return process, ours, nil
+	if started.Process, err = jail.Start(jailed); err != nil {
+		return started, fmt.Errorf("start gate: %w", err)
+	}
+	return started, nil
+}
+
+func closeFile(f *os.File) {
+	if f != nil {
+		f.Close()
+	}
 }

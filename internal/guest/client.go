@@ -32,6 +32,7 @@ type Dial func(ctx context.Context) (net.Conn, error)
 
 // Client calls the guest API. Its methods may be called from any goroutine.
 type Client struct {
+	dial  Dial
 	http  *http.Client
 	proc  processconnect.ProcessClient
 	files filesystemconnect.FilesystemClient
@@ -50,6 +51,7 @@ func New(dial Dial) *Client {
 	}}
 	options := []connect.ClientOption{connect.WithReadMaxBytes(maxMessage)}
 	return &Client{
+		dial:  dial,
 		http:  h,
 		proc:  processconnect.NewProcessClient(h, baseURL, options...),
 		files: filesystemconnect.NewFilesystemClient(h, baseURL, options...),

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"errors"
 	"fmt"
+	"net/netip"
 	"time"
 
 	"connectrpc.com/connect"
@@ -21,6 +22,14 @@ type Identity struct {
 	Env       map[string]string `json:"env,omitempty"`
 	User      string            `json:"user,omitempty"`
 	Workdir   string            `json:"workdir,omitempty"`
+	Network   *Network          `json:"network,omitempty"`
+}
+
+// Network is what a guest has to know of its network.
+type Network struct {
+	Address netip.Prefix `json:"address"`
+	// Gateway is also the resolver.
+	Gateway netip.Addr `json:"gateway"`
 }
 
 // entropyBytes is how much randomness a guest is given: the kernel's
@@ -38,6 +47,10 @@ func (c *Client) Configure(ctx context.Context, id Identity) error {
 		Time:        timestamppb.New(time.Now()),
 		Entropy:     entropy,
 		Environment: &guestv1.Environment{Variables: id.Env},
+	}
+	if n := id.Network; n != nil {
+		request.Network = &guestv1.Network{Address: n.Address.String(), Gateway: n.Gateway.String()}
+		request.Resolver = &guestv1.Resolver{Servers: []string{n.Gateway.String()}}
 	}
 	if id.User != "" {
 		request.DefaultUser = &id.User

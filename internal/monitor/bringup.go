@@ -59,6 +59,10 @@ func (m *monitor) steps(ctx context.Context, t *trace) error {
 		return err
 	}
 	t.done("host", "")
+	if err := m.makeNetwork(ctx); err != nil {
+		return err
+	}
+	t.done("network", m.record.Spec.Network)
 	if err := m.startVMM(ctx, groups.vmm); err != nil {
 		return err
 	}
@@ -68,7 +72,7 @@ func (m *monitor) steps(ctx context.Context, t *trace) error {
 	}
 	t.done("gate", "")
 	identity := m.identity()
-	if err := m.gate.begin(ctx, &identity, m.vm, t); err != nil {
+	if err := m.gate.begin(ctx, gate.Begin{Identity: &identity, Network: m.networkOrder()}, m.vm, t); err != nil {
 		return err
 	}
 	return m.save(func(r *store.Record) {
@@ -217,6 +221,7 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group) error {
 		Jail: vmm.Jail{
 			User: user(m.record.Host.UID), Root: m.layout.JailRoot(m.id), Cgroup: group, NoSeccomp: s.NoSeccomp,
 		},
+		NIC: m.network.nic(),
 		Log: m.vmmLog,
 	}
 	if s.Init != "" {
@@ -272,8 +277,9 @@ func (m *monitor) startGate(group *cgroup.Group) error {
 	spec := gate.StartSpec{
 		ID: m.id, Listener: m.listener, Link: m.link, Console: m.console, Log: m.vmmLog,
 		User: user(m.record.Host.GateUID), Root: m.layout.JailRoot(m.id), Cgroup: group,
+		Network: m.network.forGate(),
 	}
-	process, err := startGate(spec)
+	process, err := m.newGate(spec)
 	if err != nil {
 		return err
 	}
@@ -294,6 +300,7 @@ func (m *monitor) identity() guest.Identity {
 	}
 	return guest.Identity{
 		Hostname: hostname, MachineID: machineID(r.ID), Env: env, User: r.Spec.User, Workdir: r.Spec.Workdir,
+		Network: m.networkIdentity(),
 	}
 }
 

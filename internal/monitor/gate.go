@@ -5,11 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"sync"
 	"time"
 
 	"github.com/vmsan/vmsan/internal/gate"
-	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/jail"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/vmm"
@@ -26,24 +26,44 @@ type gateProcess struct {
 	lines *gate.Conn
 }
 
-func startGate(spec gate.StartSpec) (*gateProcess, error) {
-	process, orders, err := gate.Start(spec)
+// newGate starts a gate, and answers what it asks for.
+func (m *monitor) newGate(spec gate.StartSpec) (*gateProcess, error) {
+	started, err := gate.Start(spec)
 	if err != nil {
 		return nil, err
 	}
-	defer orders.Close()
-	conn, err := net.FileConn(orders)
-	if err != nil {
-		return nil, errors.Join(err, process.Kill())
+	defer started.Orders.Close()
+	conn, err := net.FileConn(started.Orders)
+	if err == nil && started.Requests != nil {
+		err = m.attend(started.Requests)
 	}
-	g := &gateProcess{Process: process, spec: spec, conn: conn, turn: make(chan struct{}, 1), lines: gate.NewConn(conn)}
+	if err != nil {
+		return nil, errors.Join(err, started.Kill())
+	}
+	g := &gateProcess{Process: started.Process, spec: spec, conn: conn, turn: make(chan struct{}, 1), lines: gate.NewConn(conn)}
 	g.turn <- struct{}{}
 	return g, nil
 }
 
+// attend answers what a gate asks for, until the gate has ended.
+func (m *monitor) attend(requests *os.File) error {
+	defer requests.Close()
+	conn, err := net.FileConn(requests)
+	if err != nil {
+		return err
+	}
+	m.background.Go(func() {
+		defer conn.Close()
+		if err := gate.Attend(conn.(*net.UnixConn), broker{m}); err != nil {
+			m.log.Warn("attend to gate", "error", err)
+		}
+	})
+	return nil
+}
+
 // begin waits until the guest is there, and fails as soon as its VMM is not.
 // It is called once.
-func (g *gateProcess) begin(ctx context.Context, identity *guest.Identity, vm vmm.VM, t *trace) error {
+func (g *gateProcess) begin(ctx context.Context, b gate.Begin, vm vmm.VM, t *trace) error {
 	defer func() { <-g.turn }()
 	ctx, cancel := context.WithCancelCause(ctx)
 	var watcher sync.WaitGroup
@@ -56,7 +76,7 @@ func (g *gateProcess) begin(ctx context.Context, identity *guest.Identity, vm vm
 		case <-ctx.Done():
 		}
 	})
-	report, err := g.exchange(ctx, gate.Order{Begin: &gate.Begin{Identity: identity}})
+	report, err := g.exchange(ctx, gate.Order{Begin: &b})
 	if err != nil && !report.Failed && ctx.Err() == nil {
 		// The link breaks before the VMM has ended.
 		select {
@@ -85,16 +105,25 @@ func endedEarly(vm vmm.VM) error {
 
 func fromMilliseconds(ms float64) time.Duration { return time.Duration(ms * float64(time.Millisecond)) }
 
-// order has the gate do something that needs no answer but how it went.
-func (g *gateProcess) order(ctx context.Context, o gate.Order) error {
+// ended tells whether the gate has died.
+func (g *gateProcess) ended() bool {
+	select {
+	case <-g.Done():
+		return true
+	default:
+		return false
+	}
+}
+
+// order has the gate do something.
+func (g *gateProcess) order(ctx context.Context, o gate.Order) (gate.Report, error) {
 	select {
 	case g.turn <- struct{}{}:
 		defer func() { <-g.turn }()
 	case <-ctx.Done():
-		return context.Cause(ctx)
+		return gate.Report{}, context.Cause(ctx)
 	}
-	_, err := g.exchange(ctx, o)
-	return err
+	return g.exchange(ctx, o)
 }
 
 // exchange gives an order and waits for its report.
@@ -128,12 +157,10 @@ func (g *gateProcess) explain(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		return cause
 	}
-	select {
-	case <-g.Done():
+	if g.ended() {
 		return fmt.Errorf("the gate ended: %s", g.Exit())
-	default:
-		return fmt.Errorf("talk to gate: %w", err)
 	}
+	return fmt.Errorf("talk to gate: %w", err)
 }
 
 // stop lets the gate read what the guest said last and ends it.
@@ -176,18 +203,21 @@ func (p *pause) next() time.Duration {
 // the guest. If it fails, the dead gate stays, so that it is tried again.
 func (m *monitor) replaceGate() {
 	m.gate.conn.Close()
-	next, err := startGate(m.gate.spec)
+	next, err := m.newGate(m.gate.spec)
 	if err != nil {
 		m.log.Error("start gate again", "error", err)
 		return
 	}
+	m.mu.Lock()
 	m.gate = next
+	m.mu.Unlock()
 	if err := m.save(func(r *store.Record) { r.Host.Gate = store.ProcessOf(next.PID()) }); err != nil {
 		m.log.Error("write record", "error", err)
 	}
+	begin := gate.Begin{Network: m.networkOrder()}
 	m.background.Go(func() {
 		// A guest that is paused answers when it goes on, however late.
-		if err := next.begin(context.Background(), nil, m.vm, nil); err != nil {
+		if err := next.begin(context.Background(), begin, m.vm, nil); err != nil {
 			m.log.Error("connect to guest again", "error", err)
 			next.stop()
 		}

@@ -57,10 +57,12 @@ type monitor struct {
 	console         *os.File // the console log
 	vmmLog          *os.File
 	gate            *gateProcess
+	network         *sandboxNetwork // nil without one
+	policyTurn      sync.Mutex      // held while the policy changes
 
 	background sync.WaitGroup // conversations with gates
 
-	mu     sync.Mutex // guards record
+	mu     sync.Mutex // guards record, and changes of gate
 	record *store.Record
 
 	stop     chan time.Duration // requests to stop, with their grace
@@ -214,19 +216,20 @@ func (m *monitor) askGuest(grace time.Duration) bool {
 
 // reviveGate tells whether it had to replace a gate that had died.
 func (m *monitor) reviveGate() bool {
-	select {
-	case <-m.gate.Done():
-		dead := m.gate
-		m.replaceGate()
-		return m.gate != dead
-	default:
+	if !m.gate.ended() {
 		return false
 	}
+	dead := m.gate
+	m.replaceGate()
+	return m.gate != dead
 }
 
 func (m *monitor) askPowerOff(ctx context.Context) <-chan error {
 	asked, g := make(chan error, 1), m.gate
-	m.background.Go(func() { asked <- g.order(ctx, gate.Order{PowerOff: true}) })
+	m.background.Go(func() {
+		_, err := g.order(ctx, gate.Order{PowerOff: true})
+		asked <- err
+	})
 	return asked
 }
 

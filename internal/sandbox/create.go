@@ -22,8 +22,11 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (*store.Record, e
 	if err != nil {
 		return nil, err
 	}
+	if err := checkNetwork(record.Spec); err != nil {
+		return nil, err
+	}
 	began := time.Now()
-	lock, err := s.layout.Allocate(ctx, record, slotUsable(record))
+	lock, err := s.layout.Allocate(ctx, record, slotUsable(record.Spec))
 	if err != nil {
 		return nil, fmt.Errorf("create sandbox: %w", err)
 	}
@@ -90,6 +93,9 @@ func (s *Service) plan(o CreateOptions) (*store.Record, error) {
 			RequireKVM: o.RequireKVM, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup,
 			BootTimeout: o.BootTimeout,
 		},
+	}
+	if record.Spec.Networked() {
+		record.Spec.Pool = ready.Pool
 	}
 	if o.Init {
 		record.Spec.Init = initPath

@@ -12,6 +12,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/monitor/control"
+	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/policy"
 	"github.com/vmsan/vmsan/internal/store"
 )
@@ -64,6 +65,62 @@ func (o *CreateOptions) checkNoNetwork() error {
 	if o.needsNetwork() {
 		return api.Errorf(api.ErrValidationFlags, "Cannot use --network none and flags of a network together").
 			WithFlag("--network").WithHint("leave out --network none, or the other flags")
+	}
+	return nil
+}
+
+// ParsePool reads a range of addresses for sandboxes' networks.
+func ParsePool(text string) (netip.Prefix, error) {
+	pool, err := netip.ParsePrefix(text)
+	if err == nil && pool != pool.Masked() {
+		err = fmt.Errorf("it begins at %s", pool.Masked().Addr())
+	}
+	if err == nil {
+		return pool, nil
+	}
+	return netip.Prefix{}, api.Errorf(api.ErrNetworkPool, "Invalid --network-pool: %.80q: %w", text, err).
+		WithFlag("--network-pool")
+}
+
+// slotUsable tells whether nothing on the host is named after a slot any more:
+// a network that was given up is taken apart by the kernel a moment later.
+func slotUsable(s store.Spec) func(slot int) (bool, error) {
+	return func(slot int) (bool, error) {
+		if !s.Networked() {
+			return true, nil
+		}
+		if slot >= network.Slots(s.Pool) {
+			return false, nil
+		}
+		return network.Gone(slot, s.Pool)
+	}
+}
+
+// checkNetwork fails if this user or this host cannot give a new sandbox the
+// network that was asked for.
+func checkNetwork(s store.Spec) error {
+	switch {
+	case !s.Networked():
+		return nil
+	case os.Geteuid() != 0:
+		return api.Errorf(api.ErrPermission, "a sandbox with a network needs root, which makes its devices and firewall").
+			WithFlag("--network").WithHint("sudo vmsan create, or vmsan create --network none")
+	case s.Policy.Mode == policy.DenyAll:
+		return nil
+	}
+	return checkRoute()
+}
+
+// checkRoute fails if the host has no way to the outside: who asks for a
+// network now wants one that works. One that goes later may come back.
+func checkRoute() error {
+	_, err := network.DefaultRoute()
+	if errors.Is(err, network.ErrNoRoute) {
+		return api.Errorf(api.ErrNetworkDefaultInterface, "the host has no default route, so that the sandbox could reach nothing").
+			WithFlag("--network").WithHint("ip route add default via GATEWAY; or vmsan create with --network none, or --network-policy deny-all")
+	}
+	if err != nil {
+		return api.Errorf(api.ErrNetwork, "find the host's default route: %w", err)
 	}
 	return nil
 }

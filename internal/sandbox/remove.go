@@ -8,6 +8,7 @@ import (
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/cgroup"
 	"github.com/vmsan/vmsan/internal/monitor"
+	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/store"
 )
 
@@ -81,6 +82,11 @@ func (s *Service) removeBroken(id string) error {
 	defer lock.Release()
 	for _, name := range monitor.Cgroups(id) {
 		if err := cgroup.Remove(name); err != nil {
+			return err
+		}
+	}
+	if os.Geteuid() == 0 {
+		if err := network.CleanUp(id); err != nil {
 			return err
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/cgroup"
 	"github.com/vmsan/vmsan/internal/monitor"
+	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/store"
 )
 
@@ -96,6 +97,9 @@ func (s *Service) takeBack(r *store.Record) error {
 	}
 	for _, name := range monitor.Cgroups(r.ID) {
 		errs = append(errs, cgroup.Remove(name))
+	}
+	if r.Spec.Networked() {
+		errs = append(errs, network.CleanUp(r.ID))
 	}
 	errs = append(errs, os.RemoveAll(s.layout.SandboxRun(r.ID)))
 	return errors.Join(errs...)

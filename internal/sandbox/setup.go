@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"time"
@@ -12,6 +13,7 @@ import (
 	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/jail"
 	"github.com/vmsan/vmsan/internal/kernel"
+	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/setup"
 	"github.com/vmsan/vmsan/internal/vmm"
 	"github.com/vmsan/vmsan/internal/vmm/qemu"
@@ -19,9 +21,10 @@ import (
 
 // SetupOptions say what to set up.
 type SetupOptions struct {
-	Kernel    string // a kernel's file
-	KernelDeb string // a Debian package with a kernel
-	SkipImage bool   // leave out the default image
+	Kernel    string       // a kernel's file
+	KernelDeb string       // a Debian package with a kernel
+	SkipImage bool         // leave out the default image
+	Pool      netip.Prefix // where sandboxes get addresses from; zero: as it is
 	Progress  func(setup.Event)
 }
 
@@ -47,6 +50,7 @@ func (s *Service) Setup(ctx context.Context, o SetupOptions) (setup.Record, erro
 		Accels: accels, VMM: features.Name + " " + version, Progress: o.Progress,
 		Probe:      func(ctx context.Context, accel string, k kernel.Kernel) error { return s.probe(ctx, driver, accel, k) },
 		KeepKernel: s.usesKernel,
+		Pool:       o.Pool, CheckPool: network.CheckPool,
 	})
 }
 

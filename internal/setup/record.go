@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"net/netip"
 	"os"
 	"time"
 
@@ -36,9 +37,16 @@ type Record struct {
 	// Verdicts are in order of preference.
 	Verdicts []Verdict `json:"verdicts,omitempty"`
 	// Accel is the accelerator that sandboxes use, the first that works.
-	Accel     string    `json:"accel,omitempty"`
-	UpdatedAt time.Time `json:"updated_at"`
+	Accel string `json:"accel,omitempty"`
+	// Pool is where sandboxes get the addresses of their side of the host's
+	// network from.
+	Pool      netip.Prefix `json:"pool,omitzero"`
+	UpdatedAt time.Time    `json:"updated_at"`
 }
+
+// DefaultPool is set aside for tests of network devices (RFC 2544), and so
+// neither on the internet nor, most likely, on any network of the host's.
+var DefaultPool = netip.MustParsePrefix("198.18.0.0/15")
 
 // Verdict tells whether an accelerator could boot a kernel.
 type Verdict struct {
@@ -95,6 +103,9 @@ func load(l store.Layout) (Record, error) {
 	}
 	if r.Format != recordVersion {
 		return Record{}, fmt.Errorf("it has format %d, this vmsan reads %d", r.Format, recordVersion)
+	}
+	if !r.Pool.IsValid() {
+		r.Pool = DefaultPool
 	}
 	return r, nil
 }

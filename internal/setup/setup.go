@@ -8,6 +8,7 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -39,6 +40,11 @@ type Options struct {
 	// Probe boots the kernel once under an accelerator, and returns an error
 	// if it did not come up. It limits its own time. Required.
 	Probe func(ctx context.Context, accel string, k kernel.Kernel) error
+	// Pool is where sandboxes get addresses from. Default: the one there is,
+	// or DefaultPool.
+	Pool netip.Prefix
+	// CheckPool tells whether this host can use a pool. Default: it can.
+	CheckPool func(netip.Prefix) error
 	// Progress gets events in the order in which things happen, from one
 	// goroutine at a time but not always the caller's. Optional.
 	Progress func(Event)
@@ -66,6 +72,7 @@ const (
 	StepKernel Step = "kernel"
 	StepImage  Step = "image"
 	StepProbe  Step = "probe"
+	StepPool   Step = "network"
 )
 
 // State is how far a step is.
@@ -100,6 +107,9 @@ func Run(ctx context.Context, o Options) (Record, error) {
 	if err != nil {
 		r = Record{}
 	}
+	if err := o.pool(&r); err != nil {
+		return r, o.failed(StepPool, err)
+	}
 	k, err := o.kernel(ctx, &r)
 	if err != nil {
 		return r, o.failed(StepKernel, err)
@@ -123,6 +133,9 @@ func (o *Options) check() error {
 	}
 	if o.Progress == nil {
 		o.Progress = func(Event) {}
+	}
+	if o.CheckPool == nil {
+		o.CheckPool = func(netip.Prefix) error { return nil }
 	}
 	return nil
 }
@@ -186,6 +199,31 @@ func (o *Options) clean() error {
 		return o.failed(StepClean, err)
 	}
 	return nil
+}
+
+// pool chooses where sandboxes get addresses from. One that was asked for has
+// to fit; with another that does not, sandboxes without a network still work.
+func (o *Options) pool(r *Record) error {
+	before := r.Pool
+	if o.Pool.IsValid() {
+		r.Pool = o.Pool
+	}
+	if !r.Pool.IsValid() {
+		r.Pool = DefaultPool
+	}
+	err := o.CheckPool(r.Pool)
+	switch {
+	case err != nil && o.Pool.IsValid():
+		return api.Errorf(api.ErrNetworkPool, "use %s for sandboxes: %w", o.Pool, err).WithFlag("--network-pool").
+			WithHint("vmsan setup --network-pool with a range that nothing on this host uses, like 10.213.0.0/16")
+	case err != nil:
+		o.event(StepPool, Failed, "%s cannot be used: %v; choose another range with vmsan setup --network-pool", r.Pool, err)
+	case r.Pool == before:
+		o.event(StepPool, Kept, "addresses from %s", r.Pool)
+	default:
+		o.event(StepPool, Done, "addresses from %s", r.Pool)
+	}
+	return r.save(o.Layout)
 }
 
 // kernel has a kernel in place that fits what was asked for, with the agent

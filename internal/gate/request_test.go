@@ -1,0 +1,158 @@
+package gate
+
+import (
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/vmsan/vmsan/internal/vmm"
+)
+
+// recordingBroker writes down what it is asked for.
+type recordingBroker struct {
+	opened, shut []netip.Addr
+	ttl          time.Duration
+	dialled      []string
+	fail         error
+}
+
+func (b *recordingBroker) Open(addresses []netip.Addr, ttl time.Duration) error {
+	b.opened, b.ttl = append(b.opened, addresses...), ttl
+	return b.fail
+}
+
+func (b *recordingBroker) Shut(addresses []netip.Addr) error {
+	b.shut = append(b.shut, addresses...)
+	return b.fail
+}
+
+// Dial returns the end of a pipe of bytes, on which it says what it was.
+func (b *recordingBroker) Dial(resolver int, tcp bool) (*os.File, error) {
+	if b.fail != nil {
+		return nil, b.fail
+	}
+	ours, theirs, err := vmm.SocketPair("resolver")
+	if err != nil {
+		return nil, err
+	}
+	defer ours.Close()
+	_, err = ours.WriteString("tcp")
+	return theirs, err
+}
+
+// ask starts a broker and returns the gate's side of it.
+func ask(t *testing.T, b Broker) (*requests, <-chan error) {
+	t.Helper()
+	ours, theirs := packetConns(t)
+	attended := make(chan error, 1)
+	go func() { attended <- Attend(ours, b) }()
+	t.Cleanup(func() { theirs.Close(); ours.Close() })
+	return &requests{conn: theirs}, attended
+}
+
+func packetConns(t *testing.T) (ours, theirs *net.UnixConn) {
+	t.Helper()
+	a, b, err := vmm.PacketPair("requests")
+	if err != nil {
+		t.Fatal(err)
+	}
+	conns := [2]*net.UnixConn{}
+	for i, file := range []*os.File{a, b} {
+		conn, err := net.FileConn(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		file.Close()
+		conns[i] = conn.(*net.UnixConn)
+	}
+	return conns[0], conns[1]
+}
+
+func TestRequests(t *testing.T) {
+	b := &recordingBroker{}
+	r, attended := ask(t, b)
+	var many []netip.Addr
+	for i := range maxAddresses + 3 { // more than one request takes
+		many = append(many, netip.AddrFrom4([4]byte{198, 51, 100, byte(i)}))
+	}
+	if err := r.Open(t.Context(), many, 90*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	if !slices.Equal(b.opened, many) || b.ttl != 90*time.Second {
+		t.Errorf("opened %v for %s", b.opened, b.ttl)
+	}
+	if err := r.Shut(many[:2]); err != nil || !slices.Equal(b.shut, many[:2]) {
+		t.Errorf("shut %v: %v", b.shut, err)
+	}
+	conn, err := r.Dial(t.Context(), 2, "tcp")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	if text, err := io.ReadAll(conn); err != nil || string(text) != "tcp" {
+		t.Errorf("the connection says %q, %v", text, err)
+	}
+	b.fail = errors.New("no such thing")
+	for what, err := range map[string]error{
+		"open": r.Open(t.Context(), many[:1], time.Second),
+		"dial": func() error { _, err := r.Dial(t.Context(), 0, "udp"); return err }(),
+	} {
+		if err == nil || err.Error() != "no such thing" {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	if err := r.Open(t.Context(), []netip.Addr{netip.IPv6Loopback()}, time.Second); err == nil {
+		t.Error("an IPv6 address was asked for")
+	}
+	r.conn.Close()
+	if err := <-attended; err != nil {
+		t.Errorf("Attend = %v, after the gate has ended", err)
+	}
+}
+
+// A gate that was taken over and sends something else is not heard again.
+func TestAttendMalformed(t *testing.T) {
+	for _, packet := range []string{"x", "o", "o\x00\x00\x00\x01abc", "sabc", "d", "d\x00x", "d\x00tt",
+		"s" + strings.Repeat("abcd", maxAddresses+1)} {
+		b := &recordingBroker{}
+		r, attended := ask(t, b)
+		if _, err := r.conn.Write([]byte(packet)); err != nil {
+			t.Fatal(err)
+		}
+		if err := <-attended; !errors.Is(err, errNoRequest) {
+			t.Errorf("%q: Attend = %v", packet, err)
+		}
+		if len(b.opened)+len(b.shut) > 0 {
+			t.Errorf("%q did something", packet)
+		}
+	}
+}
+
+func FuzzCarryOut(f *testing.F) {
+	for _, packet := range []string{"o\x00\x00\x00\x3cabcd", "sabcdefgh", "d\x00t", "d\x01u", "q"} {
+		f.Add([]byte(packet))
+	}
+	f.Fuzz(func(t *testing.T, packet []byte) {
+		if len(packet) == 0 || len(packet) > maxRequest {
+			return
+		}
+		b := &recordingBroker{}
+		file, err := carryOut(packet, b)
+		if file != nil {
+			file.Close()
+		}
+		if errors.Is(err, errNoRequest) && len(b.opened)+len(b.shut) > 0 {
+			t.Errorf("%q is malformed and did something", packet)
+		}
+		if len(b.opened) > maxAddresses || len(b.shut) > maxAddresses {
+			t.Errorf("%q means %d addresses", packet, len(b.opened)+len(b.shut))
+		}
+	})
+}
+
