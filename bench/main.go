@@ -1,15 +1,19 @@
 // Command bench measures vmsan and, in the same run, a bare floor: the same
 // QEMU with the same kernel and flags, started by a program that does nothing
 // else, with an init that does nothing else. A figure on a shared machine
-// means little without it.
+// means little without it. All of it is in a lab, cut off from the machine's
+// network.
 package main
 
 import (
 	"context"
+	"errors"
 	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+
+	"github.com/vmsan/vmsan/internal/testenv/lab"
 )
 
 func main() {
@@ -21,7 +25,11 @@ func main() {
 	flag.IntVar(&soak, "soak", 0, "instead, boot this many times in a row on a busy host")
 	flag.StringVar(&b.only, "only", "", "measure this alone: cold, memory, exec, unary, stdout or list")
 	flag.Parse()
-	if err := run(&b, soak); err != nil {
+	world, err := lab.Enter()
+	if err == nil {
+		err = errors.Join(run(&b, soak), world.Close())
+	}
+	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)
 		os.Exit(1)
 	}

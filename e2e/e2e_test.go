@@ -18,6 +18,8 @@ import (
 // binaryVar names the binary to test. Default: the one that make build makes.
 const binaryVar = "VMSAN_TEST_BINARY"
 
+func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
+
 func TestScripts(t *testing.T) {
 	scripts, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(scripts) == 0 {

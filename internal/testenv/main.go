@@ -14,8 +14,18 @@ import (
 
 // Main runs a package's tests, for its TestMain, and fails them if they leave
 // a file open, a child process, a mount or a cgroup behind. What they make
-// in temporary directories is in one that is theirs alone.
+// in temporary directories is in one that is theirs alone. As root the tests
+// and all that they start are in a lab, cut off from the machine's network.
 func Main(m *testing.M) int {
+	before := openFiles()
+	if err := enterLab(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
+	return run(m, before)
+}
+
+func run(m *testing.M, before map[string]int) int {
 	tmp, err := os.MkdirTemp("", "vmsan-test-")
 	if err == nil {
 		// Users that a test becomes have to get through.
@@ -27,8 +37,12 @@ func Main(m *testing.M) int {
 	}
 	defer os.RemoveAll(tmp)
 	os.Setenv("TMPDIR", tmp)
-	before := openFiles()
 	code := m.Run()
+	// Before the count: its servers keep connections of guests that are gone.
+	if err := leaveLab(); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		return 1
+	}
 	if code != 0 {
 		return code
 	}

@@ -51,6 +51,9 @@ func RequireVM(t testing.TB) store.Layout {
 	if from == "" {
 		t.Skipf("boots a machine: not asked for with %s=DIR", stateVar)
 	}
+	if os.Geteuid() == 0 {
+		Lab(t)
+	}
 	layout, err := store.NewLayout(CopyState(t, from))
 	if err != nil {
 		t.Fatal(err)

@@ -22,6 +22,8 @@ const address = "127.0.0.1:49983"
 // limit is for the whole of the package's tests, in emulation on a busy host.
 const limit = 8 * time.Minute
 
+func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
+
 func TestSDK(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
 	if _, err := os.Stat("node_modules/e2b/package.json"); err != nil {
