@@ -11,11 +11,18 @@ package network
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"time"
 
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vmsan/vmsan/internal/network/firewall"
+	"github.com/vmsan/vmsan/internal/network/netns"
 	"github.com/vmsan/vmsan/internal/policy"
+	"github.com/vmsan/vmsan/internal/undo"
 )
 
 // Config says what network to make.
@@ -31,97 +38,174 @@ type Config struct {
 	Bandwidth policy.Bandwidth
 }
 
-// Sockets are what the gate serves a guest with. They were opened in the
-// sandbox's namespace, with rights that the gate does not have.
-type Sockets struct {
-	// DNSPacket and DNSStream get what the guest sends to port 53 of any
-	// address: bound UDP socket and TCP listener.
-	DNSPacket, DNSStream *os.File
-	// Proxy is a TCP listener that gets the guest's connections to addresses
-	// that were given to Open; SO_ORIGINAL_DST tells which.
-	Proxy *os.File
-	// Denials is a bound NFLOG socket: nfnetlink messages with the first
-	// bytes of what was denied, and the reason as prefix.
-	Denials *os.File
-}
-
 // Network is a sandbox's network. Its methods may be called from any
 // goroutine; Close ends it.
-type Network struct{}
+type Network struct {
+	id      string
+	ns      *netns.Namespace
+	tap     *os.File
+	sockets Sockets
+	rules   *firewall.Sandbox
+}
 
 // Create makes a sandbox's network. On error nothing is left behind.
-func Create(ctx context.Context, c Config) (*Network, error) { return nil, errors.ErrUnsupported }
+func Create(ctx context.Context, c Config) (n *Network, err error) {
+	if err := checkID(c.ID); err != nil {
+		return nil, err
+	}
+	lease, err := leaseOf(c.Pool, c.Slot)
+	if err != nil {
+		return nil, err
+	}
+	n = &Network{id: c.ID}
+	var taken undo.Stack
+	defer func() {
+		if err != nil {
+			n, err = nil, errors.Join(err, taken.Run())
+		}
+	}()
+	if n.ns, err = netns.New(); err != nil {
+		return nil, err
+	}
+	taken.Add(n.close)
+	host, err := openHost()
+	if err != nil {
+		return nil, err
+	}
+	defer host.close()
+	if err := host.rules.Install(); err != nil {
+		return nil, err
+	}
+	if err := ctx.Err(); err != nil {
+		return nil, err
+	}
+	if err := n.ns.Do(func() error { return n.furnish(c, lease, host, &taken) }); err != nil {
+		return nil, err
+	}
+	if err := host.connect(c.ID, lease, c.Policy); err != nil {
+		return nil, err
+	}
+	return n, ctx.Err()
+}
+
+// furnish puts into the sandbox's namespace, which the calling thread is in,
+// what belongs there.
+func (n *Network) furnish(c Config, l lease, host *host, taken *undo.Stack) (err error) {
+	if err := forwardIPv4Alone(); err != nil {
+		return err
+	}
+	links, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return fmt.Errorf("open rtnetlink: %w", err)
+	}
+	defer links.Close()
+	if n.tap, err = openTap(tapName); err != nil {
+		return err
+	}
+	tap, err := configure(links, tapName, GatewayMAC, Gateway)
+	if err != nil {
+		return err
+	}
+	if err := host.addLink(linkName(c.ID), n.ns.File()); err != nil {
+		return err
+	}
+	taken.Add(func() error { return host.remove(c.ID) })
+	uplink, err := configure(links, uplinkName, nil, l.uplink)
+	if err != nil {
+		return err
+	}
+	if err := addDefaultRoute(links, uplink, l.host.Addr()); err != nil {
+		return err
+	}
+	if err := shape(links, tap, c.Bandwidth.Down); err != nil {
+		return err
+	}
+	if err := shape(links, uplink, c.Bandwidth.Up); err != nil {
+		return err
+	}
+	n.rules, err = firewall.NewSandbox(firewall.Layout{
+		Tap: tapName, Uplink: uplinkName,
+		Guest: Guest.Addr(), GuestMAC: GuestMAC,
+		Gateway: Gateway.Addr(), DNSPort: DNSPort, ProxyPort: ProxyPort,
+		Pool: c.Pool,
+	}, c.Policy)
+	if err != nil {
+		return err
+	}
+	n.sockets, err = openSockets()
+	return err
+}
 
 // Tap is for the VMM: a tap device with virtio-net headers (IFF_VNET_HDR). It
 // is the network's: who needs it longer duplicates it.
-func (n *Network) Tap() *os.File { return nil }
+func (n *Network) Tap() *os.File { return n.tap }
 
 // Namespace is the sandbox's, for the gate. It is the network's too.
-func (n *Network) Namespace() *os.File { return nil }
+func (n *Network) Namespace() *os.File { return n.ns.File() }
 
 // Sockets are for the gate. They are the network's too.
-func (n *Network) Sockets() Sockets { return Sockets{} }
+func (n *Network) Sockets() Sockets { return n.sockets }
 
 // SetPolicy replaces the policy, at once for new flows; those under way go on.
 // There is no moment at which anything else holds than one or the other.
-func (n *Network) SetPolicy(p policy.Policy) error { return errors.ErrUnsupported }
+func (n *Network) SetPolicy(p policy.Policy) error {
+	host, err := openHost()
+	if err != nil {
+		return err
+	}
+	defer host.close()
+	if err := n.rules.Set(p); err != nil {
+		return err
+	}
+	return host.admit(n.id, p)
+}
 
-// Kill ends the flows that p does not allow, and tells how many. Flows
-// through the gate are the gate's to end, unless p allows no domain.
-func (n *Network) Kill(p policy.Policy) (int, error) { return 0, errors.ErrUnsupported }
+// SetBandwidth replaces the limits.
+func (n *Network) SetBandwidth(b policy.Bandwidth) error {
+	return n.ns.Do(func() error {
+		links, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		if err != nil {
+			return fmt.Errorf("open rtnetlink: %w", err)
+		}
+		defer links.Close()
+		for name, bits := range map[string]uint64{tapName: b.Down, uplinkName: b.Up} {
+			link, err := links.LinkByName(name)
+			if err != nil {
+				return fmt.Errorf("find %s: %w", name, err)
+			}
+			if err := errors.Join(unshape(links, link), shape(links, link, bits)); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
+}
 
 // Open lets the guest reach addresses of an allowed domain, through the
-// proxy, for ttl from now on.
+// proxy, for ttl from now on. More than 65,536 at a time is an error.
 func (n *Network) Open(addresses []netip.Addr, ttl time.Duration) error {
-	return errors.ErrUnsupported
+	return n.rules.Open(addresses, ttl)
 }
 
 // Shut takes back Open.
-func (n *Network) Shut(addresses []netip.Addr) error { return errors.ErrUnsupported }
+func (n *Network) Shut(addresses []netip.Addr) error { return n.rules.Shut(addresses) }
 
 // Close gives the network up. The kernel takes it apart behind, when the VMM
 // and the gate have ended as well: see Gone.
-func (n *Network) Close() error { return errors.ErrUnsupported }
-
-// CleanUp removes what a process that died has left on the host of the
-// sandbox's network. The VMM and gate have to be dead. It is no error if
-// nothing is left.
-func CleanUp(id string) error { return errors.ErrUnsupported }
-
-// Gone tells whether the host has nothing of the slot's network any more, so
-// that another sandbox can have the slot.
-func Gone(slot int, pool netip.Prefix) (bool, error) { return false, errors.ErrUnsupported }
-
-// Slots is how many sandboxes a pool has room for.
-func Slots(pool netip.Prefix) int { return 0 }
-
-// CheckHost tells whether this process can make networks on this host, by
-// making one. The error is a *HostError.
-func CheckHost(ctx context.Context) error { return errors.ErrUnsupported }
-
-// CheckPool tells whether pool can be used on this host: its form, and
-// whether the host has routes or addresses in it that are not ours. The error
-// is a *HostError.
-func CheckPool(pool netip.Prefix) error { return errors.ErrUnsupported }
-
-// HostError says why a host cannot do something, and what would help.
-type HostError struct {
-	Cause error
-	// Hint is what the user can do, and may be empty.
-	Hint string
+func (n *Network) Close() error {
+	return errors.Join(n.close(), forget(n.id))
 }
 
-func (e *HostError) Error() string { return e.Cause.Error() }
-func (e *HostError) Unwrap() error { return e.Cause }
-
-// ErrNoRoute is what DefaultRoute returns on a host without one.
-var ErrNoRoute = errors.New("the host has no default route")
-
-// DefaultRoute names the device through which the host reaches the internet
-// just now.
-func DefaultRoute() (string, error) { return "", ErrNoRoute }
-
-// Forwarded tells how many packets of sandboxes our rules have let through in
-// the host's namespace, and how many of these were seen by the last rule of
-// all. A difference that grows means that somebody else's rules drop them.
-func Forwarded() (accepted, passed uint64, err error) { return 0, 0, errors.ErrUnsupported }
+// close lets go of all files: the last ones that hold the namespace, if
+// nobody else does.
+func (n *Network) close() error {
+	var errs []error
+	if n.rules != nil {
+		errs = append(errs, n.rules.Close())
+	}
+	errs = append(errs, n.sockets.close())
+	if n.tap != nil {
+		errs = append(errs, n.tap.Close())
+	}
+	return errors.Join(append(errs, n.ns.Close())...)
+}

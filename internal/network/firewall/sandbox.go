@@ -1,0 +1,341 @@
+package firewall
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/vmsan/vmsan/internal/policy"
+)
+
+// Layout says who is who in a sandbox's namespace.
+type Layout struct {
+	// Tap and Uplink are devices: to the guest, and to the host.
+	Tap, Uplink string
+	// Guest and GuestMAC are all that may come out of the tap.
+	Guest    netip.Addr
+	GuestMAC net.HardwareAddr
+	// Gateway is where the gate listens, for DNS and for connections to
+	// addresses of allowed domains.
+	Gateway            netip.Addr
+	DNSPort, ProxyPort uint16
+	// Pool is where the sandboxes' links have their addresses.
+	Pool netip.Prefix
+}
+
+// LogGroup is the NFLOG group that is told of what is denied.
+const LogGroup = 1
+
+// The reasons for which something is denied, as the log has them.
+const (
+	DeniedCIDR    = "denied-cidr" // a rule of the policy denies it
+	DeniedPrivate = "private"     // an address that is not of the public internet
+	DeniedUDP     = "udp"         // an allowed domain's address, by UDP
+	DeniedPolicy  = "policy"      // nothing allows it
+)
+
+// never are addresses that no policy reaches unless an allowed CIDR names
+// them: all that is not of the public internet (RFC 6890), without the ranges
+// for documentation, where nothing is.
+var never = []netip.Prefix{
+	netip.MustParsePrefix("0.0.0.0/8"),
+	netip.MustParsePrefix("10.0.0.0/8"),
+	netip.MustParsePrefix("100.64.0.0/10"),
+	netip.MustParsePrefix("127.0.0.0/8"),
+	netip.MustParsePrefix("169.254.0.0/16"),
+	netip.MustParsePrefix("172.16.0.0/12"),
+	netip.MustParsePrefix("192.0.0.0/24"),
+	netip.MustParsePrefix("192.168.0.0/16"),
+	netip.MustParsePrefix("198.18.0.0/15"),
+	netip.MustParsePrefix("224.0.0.0/3"),
+}
+
+// Public tells whether a is of the public internet, as far as its number says:
+// what no policy reaches by a domain.
+func Public(a netip.Addr) bool {
+	if !a.Is4() {
+		return false
+	}
+	for _, p := range never {
+		if p.Contains(a) {
+			return false
+		}
+	}
+	return true
+}
+
+// maxResolved bounds how many addresses domains can have at a time.
+const maxResolved = 65536
+
+// Sandbox is the table in a sandbox's namespace.
+type Sandbox struct {
+	layout   Layout
+	mu       sync.Mutex
+	conn     *nftables.Conn
+	table    *nftables.Table
+	resolved *nftables.Set
+}
+
+// NewSandbox makes the table in the namespace of the calling thread, for p.
+// Its devices do not have to exist, but for the tap.
+func NewSandbox(l Layout, p policy.Policy) (*Sandbox, error) {
+	conn, err := connect()
+	if err != nil {
+		return nil, err
+	}
+	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
+	s := &Sandbox{layout: l, conn: conn, table: table, resolved: &nftables.Set{
+		Table: table, ID: 1, Name: "resolved", KeyType: nftables.TypeIPAddr, HasTimeout: true, Size: maxResolved,
+	}}
+	conn.AddTable(table)
+	if err := conn.AddSet(s.resolved, nil); err != nil {
+		return nil, err
+	}
+	s.guardTap()
+	if err := s.set(p); err != nil {
+		conn.CloseLasting()
+		return nil, err
+	}
+	return s, nil
+}
+
+// Set replaces the policy. What domains resolved to stays.
+func (s *Sandbox) Set(p policy.Policy) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.set(p)
+}
+
+func (s *Sandbox) set(p policy.Policy) error {
+	w := &writer{conn: s.conn, table: s.table, sets: s.resolved.ID}
+	r := rules{writer: w, Layout: s.layout, Policy: p, resolved: s.resolved}
+	r.write()
+	if err := w.commit(); err != nil {
+		return fmt.Errorf("set rules of sandbox: %w", err)
+	}
+	return nil
+}
+
+// Open puts addresses into the set of those that domains resolved to, until
+// ttl has passed from now.
+func (s *Sandbox) Open(addresses []netip.Addr, ttl time.Duration) error {
+	list, err := keys(addresses, ttl)
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Kernels before 6.12 keep the timeout of what is in the set already, so
+	// it is taken out in between, which fails for what is not.
+	for _, change := range []func(*nftables.Set, []nftables.SetElement) error{
+		s.conn.SetAddElements, s.conn.SetDeleteElements, s.conn.SetAddElements,
+	} {
+		if err := change(s.resolved, list); err != nil {
+			return err
+		}
+	}
+	if err := s.conn.Flush(); err != nil {
+		return fmt.Errorf("open %d addresses: %w", len(addresses), err)
+	}
+	return nil
+}
+
+// Shut takes addresses out of that set.
+func (s *Sandbox) Shut(addresses []netip.Addr) error {
+	list, err := keys(addresses, time.Minute)
+	if err != nil || len(list) == 0 {
+		return err
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	// Added first, since what is missing cannot be deleted.
+	for _, change := range []func(*nftables.Set, []nftables.SetElement) error{s.conn.SetAddElements, s.conn.SetDeleteElements} {
+		if err := change(s.resolved, list); err != nil {
+			return err
+		}
+	}
+	if err := s.conn.Flush(); err != nil {
+		return fmt.Errorf("shut %d addresses: %w", len(addresses), err)
+	}
+	return nil
+}
+
+func keys(addresses []netip.Addr, ttl time.Duration) (list []nftables.SetElement, err error) {
+	seen := map[netip.Addr]bool{}
+	for _, a := range addresses {
+		if !a.Is4() {
+			return nil, fmt.Errorf("%s is not an IPv4 address", a)
+		}
+		if !seen[a] {
+			seen[a] = true
+			list = append(list, nftables.SetElement{Key: a.AsSlice(), Timeout: ttl})
+		}
+	}
+	return list, nil
+}
+
+// Close ends the connection. The table stays as long as the namespace.
+func (s *Sandbox) Close() error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.conn.CloseLasting()
+}
+
+// guardTap lets nothing in through the tap but ARP and IPv4 that say they are
+// from the guest.
+func (s *Sandbox) guardTap() {
+	w := &writer{conn: s.conn, table: &nftables.Table{Name: tableName, Family: nftables.TableFamilyNetdev}}
+	s.conn.AddTable(w.table)
+	c := w.chain(nftables.Chain{
+		Name: "tap", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookIngress,
+		Priority: nftables.ChainPriorityFilter, Policy: policyDrop, Device: s.layout.Tap,
+	})
+	guest := s.layout.Guest.AsSlice()
+	w.rule(c, notEtherSaddr(s.layout.GuestMAC), count, drop)
+	w.rule(c, etherType(unix.ETH_P_IP), inNetwork(12, guest), accept)
+	// The sender as ARP has it: who asks, and where.
+	w.rule(c, etherType(unix.ETH_P_ARP), inNetwork(8, s.layout.GuestMAC), inNetwork(14, guest), accept)
+	w.rule(c, count, drop)
+}
+
+// rules are those of a policy.
+type rules struct {
+	*writer
+	Layout
+	policy.Policy
+	resolved *nftables.Set
+
+	allowed, plain                  *nftables.Chain
+	denied, private, noUDP, refused *nftables.Chain
+}
+
+// byName tells whether domains count: if all the public internet is allowed,
+// their addresses are too.
+func (r *rules) byName() bool { return len(r.AllowedDomains) > 0 && !r.Public() }
+
+func (r *rules) write() {
+	r.common()
+	r.prerouting()
+	r.forward()
+	r.input()
+	r.output()
+	r.postrouting()
+}
+
+// common makes the chains that the hooks lead to.
+func (r *rules) common() {
+	refuse := r.regular("refuse")
+	r.rule(refuse, tcp, reset)
+	r.rule(refuse, prohibited)
+	because := func(reason string) *nftables.Chain {
+		c := r.regular(reason)
+		r.rule(c, log(LogGroup, reason))
+		r.rule(c, gotoChain(refuse))
+		return c
+	}
+	r.denied, r.private = because(DeniedCIDR), because(DeniedPrivate)
+	r.noUDP, r.refused = because(DeniedUDP), because(DeniedPolicy)
+
+	r.plain = r.regular("plain")
+	r.rule(r.plain, r.tcpOrUDP(), accept)
+	r.rule(r.plain, ipv4, echoRequest, accept)
+	r.allowed = r.regular("allowed")
+	r.allow(r.allowed, r.plain, r.AllowedCIDRs)
+}
+
+// prerouting leads to the gate what it answers. What an allowed CIDR names
+// goes its way, and what a denied one names goes to where it is refused; but
+// DNS to such an address is still the gate's, to spare the guest a timeout.
+func (r *rules) prerouting() {
+	c := r.hook("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, policyAccept)
+	r.rule(c, notIifname(r.Tap), accept)
+	r.rule(c, jump(r.allowed))
+	r.rule(c, ipv4, r.tcpOrUDP(), dport(53, 53), redirectTo(r.DNSPort))
+	if r.byName() {
+		r.deny(c, r.DeniedCIDRs, accept)
+		r.rule(c, daddrIn(r.resolved), tcp, redirectTo(r.ProxyPort))
+	}
+}
+
+// forward decides what the guest may send to the host's namespace.
+func (r *rules) forward() {
+	c := r.hook("forward", nftables.ChainTypeFilter, nftables.ChainHookForward, nftables.ChainPriorityFilter, policyDrop)
+	guest := r.regular("guest")
+	r.rule(c, notIPv4, drop)
+	r.rule(c, invalid, drop)
+	r.rule(c, established, accept)
+	r.rule(c, iifname(r.Tap), oifname(r.Uplink), gotoChain(guest))
+
+	r.deny(guest, r.DeniedCIDRs, gotoChain(r.denied))
+	r.rule(guest, jump(r.allowed))
+	r.rule(guest, r.daddrIn(append([]netip.Prefix{r.Pool}, never...)), gotoChain(r.private))
+	if r.Public() {
+		r.rule(guest, jump(r.plain))
+	}
+	if r.byName() {
+		r.rule(guest, daddrIn(r.resolved), echoRequest, accept)
+		r.rule(guest, daddrIn(r.resolved), udp, gotoChain(r.noUDP))
+	}
+	r.rule(guest, gotoChain(r.refused))
+}
+
+// input lets the guest reach the gate, and nobody else anything.
+func (r *rules) input() {
+	c := r.hook("input", nftables.ChainTypeFilter, nftables.ChainHookInput, nftables.ChainPriorityFilter, policyDrop)
+	r.rule(c, notIPv4, drop)
+	r.rule(c, invalid, drop)
+	r.rule(c, established, accept)
+	gateway := join(iifname(r.Tap), daddrIs(r.Gateway))
+	r.rule(c, gateway, r.tcpOrUDP(), dport(r.DNSPort, r.DNSPort), accept)
+	if r.byName() {
+		r.rule(c, gateway, redirected, tcp, dport(r.ProxyPort, r.ProxyPort), accept)
+	}
+	r.rule(c, gateway, echoRequest, accept)
+	r.rule(c, iifname(r.Tap), gotoChain(r.refused))
+}
+
+// output is the gate's way to the guest, and to the addresses of domains.
+func (r *rules) output() {
+	c := r.hook("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, policyDrop)
+	r.rule(c, notIPv4, drop)
+	r.rule(c, established, accept)
+	r.rule(c, oifname(r.Tap), daddrIs(r.Guest), r.tcpOrUDP(), accept)
+	proxy := r.regular("proxy")
+	if r.byName() {
+		r.rule(c, oifname(r.Uplink), tcp, gotoChain(proxy))
+		r.deny(proxy, r.DeniedCIDRs, gotoChain(r.denied))
+		r.rule(proxy, r.daddrIn(append([]netip.Prefix{r.Pool}, never...)), gotoChain(r.private))
+		r.rule(proxy, daddrIn(r.resolved), accept)
+		r.rule(proxy, gotoChain(r.refused))
+	}
+}
+
+// postrouting gives the guest's flows the address of the uplink.
+func (r *rules) postrouting() {
+	c := r.hook("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, policyAccept)
+	r.rule(c, oifname(r.Uplink), masquerade)
+}
+
+// hook is a chain that packets come to.
+func (w *writer) hook(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority *nftables.ChainPriority, policy *nftables.ChainPolicy) *nftables.Chain {
+	return w.chain(nftables.Chain{Name: name, Type: kind, Hooknum: hook, Priority: priority, Policy: policy})
+}
+
+// tcpOrUDP is meta l4proto { tcp, udp }.
+func (w *writer) tcpOrUDP() part {
+	w.sets++
+	set := &nftables.Set{
+		Table: w.table, ID: w.sets, Name: "__set%d", Anonymous: true, Constant: true, KeyType: nftables.TypeInetProto,
+	}
+	err := w.conn.AddSet(set, []nftables.SetElement{{Key: []byte{unix.IPPROTO_TCP}}, {Key: []byte{unix.IPPROTO_UDP}}})
+	if err != nil && w.err == nil {
+		w.err = err
+	}
+	return part{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}, lookup(set)}
+}

@@ -1,0 +1,226 @@
+package network
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/vmsan/vmsan/internal/network/firewall"
+	"github.com/vmsan/vmsan/internal/policy"
+)
+
+// host is the namespace this process is in.
+type host struct {
+	links *netlink.Handle
+	rules *firewall.Host
+}
+
+func openHost() (*host, error) {
+	rules, err := firewall.OpenHost()
+	if err != nil {
+		return nil, err
+	}
+	links, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, errors.Join(fmt.Errorf("open rtnetlink: %w", err), rules.Close())
+	}
+	return &host{links: links, rules: rules}, nil
+}
+
+func (h *host) close() {
+	h.links.Close()
+	h.rules.Close()
+}
+
+// addLink makes the pair of devices that leads to another namespace. It may be
+// called from a thread in any.
+func (h *host) addLink(name string, other *os.File) error {
+	err := h.links.LinkAdd(&netlink.Veth{
+		LinkAttrs: netlink.LinkAttrs{Name: name, TxQLen: -1},
+		PeerName:  uplinkName, PeerNamespace: netlink.NsFd(other.Fd()), PeerTxQLen: -1,
+	})
+	if err != nil {
+		return fmt.Errorf("make link %s: %w", name, err)
+	}
+	return nil
+}
+
+// connect makes the host's end of a link work.
+func (h *host) connect(id string, l lease, p policy.Policy) error {
+	name := linkName(id)
+	if err := errors.Join(withoutIPv6(name), setSysctl("ipv4/conf/"+name+"/forwarding", "1")); err != nil {
+		return err
+	}
+	if len(p.AllowedCIDRs) > 0 {
+		if err := h.rules.Admit(name, p); err != nil {
+			return err
+		}
+	}
+	if _, err := configure(h.links, name, nil, l.host); err != nil {
+		return err
+	}
+	return h.forwardReplies()
+}
+
+// admit replaces what a sandbox may reach of the host.
+func (h *host) admit(id string, p policy.Policy) error {
+	if len(p.AllowedCIDRs) == 0 {
+		return h.rules.Forget(linkName(id))
+	}
+	return h.rules.Admit(linkName(id), p)
+}
+
+// forwardReplies makes the device of the default route forward, if the host
+// does not do so anyway, or else no reply would get to a sandbox; the firewall
+// keeps it from forwarding anything else. It is looked at afresh for each
+// sandbox, for routes and settings change.
+func (h *host) forwardReplies() error {
+	all, err := forwards("all")
+	if err != nil {
+		return err
+	}
+	if all {
+		return h.rules.ForgetOpened()
+	}
+	for _, device := range h.uplinks() {
+		on, err := forwards(device)
+		if err != nil {
+			return err
+		}
+		if on {
+			continue // by us, or by somebody for their own ends
+		}
+		if err := h.rules.AddOpened(device); err != nil {
+			return err
+		}
+		if err := setSysctl("ipv4/conf/"+device+"/forwarding", "1"); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func forwards(device string) (bool, error) {
+	text, err := os.ReadFile("/proc/sys/net/ipv4/conf/" + device + "/forwarding")
+	if err != nil {
+		return false, err
+	}
+	return strings.TrimSpace(string(text)) == "1", nil
+}
+
+// far are addresses of the internet, to ask for the route to. Nothing is sent
+// there. VPNs like to route two halves of all addresses instead of the whole,
+// so there is one in each.
+var far = []netip.Addr{netip.AddrFrom4([4]byte{1, 1, 1, 1}), netip.AddrFrom4([4]byte{198, 51, 100, 1})}
+
+// uplinks are the devices that lead to the internet, which is none on a host
+// without network.
+func (h *host) uplinks() (devices []string) {
+	for _, a := range far {
+		routes, err := h.links.RouteGet(a.AsSlice())
+		if err != nil || len(routes) == 0 {
+			continue
+		}
+		link, err := h.links.LinkByIndex(routes[0].LinkIndex)
+		if err == nil && (len(devices) == 0 || devices[0] != link.Attrs().Name) {
+			devices = append(devices, link.Attrs().Name)
+		}
+	}
+	return devices
+}
+
+// ErrNoRoute is what DefaultRoute returns on a host without one.
+var ErrNoRoute = errors.New("the host has no default route")
+
+// DefaultRoute names the device through which the host reaches the internet
+// just now: the one that the kernel would take, if there are several.
+func DefaultRoute() (string, error) {
+	h, err := openHost()
+	if err != nil {
+		return "", err
+	}
+	defer h.close()
+	if devices := h.uplinks(); len(devices) > 0 {
+		return devices[0], nil
+	}
+	return "", ErrNoRoute
+}
+
+// remove removes a sandbox's link and rules, if there are any.
+func (h *host) remove(id string) error {
+	link, err := h.links.LinkByName(linkName(id))
+	if err == nil {
+		err = h.links.LinkDel(link)
+	}
+	// The kernel may be at it itself.
+	if errors.As(err, &netlink.LinkNotFoundError{}) || errors.Is(err, unix.ENODEV) {
+		err = nil
+	}
+	if err != nil {
+		err = fmt.Errorf("remove link %s: %w", linkName(id), err)
+	}
+	return errors.Join(err, h.rules.Forget(linkName(id)))
+}
+
+// CleanUp removes what a process that died has left on the host of the
+// sandbox's network. The VMM and gate have to be dead. It is no error if
+// nothing is left.
+func CleanUp(id string) error {
+	if err := checkID(id); err != nil {
+		return err
+	}
+	h, err := openHost()
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	return h.remove(id)
+}
+
+// forget removes a sandbox's rules alone.
+func forget(id string) error {
+	rules, err := firewall.OpenHost()
+	if err != nil {
+		return err
+	}
+	return errors.Join(rules.Forget(linkName(id)), rules.Close())
+}
+
+// Gone tells whether the host has nothing of the slot's network any more, so
+// that another sandbox can have the slot.
+func Gone(slot int, pool netip.Prefix) (bool, error) {
+	l, err := leaseOf(pool, slot)
+	if err != nil {
+		return false, err
+	}
+	routes, err := netlink.RouteGetWithOptions(l.uplink.Addr().AsSlice(), &netlink.RouteGetOptions{FIBMatch: true})
+	if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
+		return true, nil
+	}
+	if err != nil {
+		return false, fmt.Errorf("look up route to %s: %w", l.uplink.Addr(), err)
+	}
+	for _, r := range routes {
+		if r.Dst != nil && r.Dst.String() == l.host.Masked().String() {
+			return false, nil
+		}
+	}
+	return true, nil
+}
+
+// Forwarded tells how many packets of sandboxes our rules have let through in
+// the host's namespace, and how many of these were seen by the last rule of
+// all. A difference that grows means that somebody else's rules drop them.
+func Forwarded() (accepted, passed uint64, err error) {
+	rules, err := firewall.OpenHost()
+	if err != nil {
+		return 0, 0, err
+	}
+	defer rules.Close()
+	return rules.Counters()
+}

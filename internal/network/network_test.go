@@ -1,0 +1,77 @@
+package network
+
+import (
+	"fmt"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/vmsan/vmsan/internal/policy"
+)
+
+// await waits until ok, which it must be in a few seconds.
+func await(t testing.TB, what string, ok func() bool, state func() string) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain: %s: %s", what, state())
+		}
+	}
+}
+
+var testPool = netip.MustParsePrefix("198.18.0.0/15")
+
+func testID(n int) string { return fmt.Sprintf("vmtest%06d", n) }
+
+func create(t testing.TB, c Config) *Network {
+	t.Helper()
+	if c.ID == "" {
+		c.ID = testID(c.Slot)
+	}
+	if !c.Pool.IsValid() {
+		c.Pool = testPool
+	}
+	if c.Policy.Mode == "" {
+		c.Policy.Mode = policy.AllowAll
+	}
+	n, err := Create(t.Context(), c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
+}
+
+func TestSmoke(t *testing.T) {
+	inLab(t, func(t *testing.T) {
+		for i := range 10 {
+			began := time.Now()
+			n := create(t, Config{Slot: i})
+			t.Log(time.Since(began))
+			if i == 0 {
+				t.Log(run(t, "nft", "list", "ruleset"))
+				n.ns.Do(func() error {
+					t.Log(run(t, "nft", "list", "ruleset"), run(t, "ip", "a"))
+					return nil
+				})
+				t.Log(run(t, "ip", "a"))
+			}
+			began = time.Now()
+			if err := n.Close(); err != nil {
+				t.Fatal(err)
+			}
+			t.Log("close", time.Since(began))
+		}
+	})
+}
+
+// awaitGone waits for the kernel to take a slot's network apart.
+func awaitGone(t testing.TB, slot int) {
+	t.Helper()
+	await(t, fmt.Sprintf("slot %d is gone", slot), func() bool {
+		gone, err := Gone(slot, testPool)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return gone
+	}, func() string { return "" })
+}
