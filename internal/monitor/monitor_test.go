@@ -30,7 +30,7 @@ import (
 // vmsan binary is.
 func TestMain(m *testing.M) {
 	if len(os.Args) > 1 && os.Args[1] == gate.Command {
-		if err := gate.Main(slog.New(slog.NewTextHandler(os.Stderr, nil))); err != nil {
+		if err := gate.Main(os.Args[2:], slog.New(slog.NewTextHandler(os.Stderr, nil))); err != nil {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(1)
 		}

@@ -31,7 +31,7 @@ func (s *Service) died(t *testing.T, change func(*store.Record)) *store.Record {
 		Status: api.StatusRunning, CreatedAt: time.Now(), StartedAt: time.Now(), Host: store.Host{BootID: store.BootID()},
 	}
 	change(r)
-	lock, err := s.layout.Allocate(t.Context(), r)
+	lock, err := s.layout.Allocate(t.Context(), r, func(int) (bool, error) { return true, nil })
 	if err != nil {
 		t.Fatal(err)
 	}
