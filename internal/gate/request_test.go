@@ -155,4 +155,3 @@ func FuzzCarryOut(f *testing.F) {
 		}
 	})
 }
-

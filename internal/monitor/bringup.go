@@ -62,7 +62,9 @@ func (m *monitor) steps(ctx context.Context, t *trace) error {
 	if err := m.makeNetwork(ctx); err != nil {
 		return err
 	}
-	t.done("network", m.record.Spec.Network)
+	if m.network != nil {
+		t.done("network", "")
+	}
 	if err := m.startVMM(ctx, groups.vmm); err != nil {
 		return err
 	}

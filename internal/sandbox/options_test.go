@@ -110,7 +110,7 @@ func TestDefaults(t *testing.T) {
 		t.Fatal(err)
 	}
 	if o.VCPUs != DefaultVCPUs || o.MemoryMiB != DefaultMemoryMiB || o.DiskBytes != DefaultDisk || o.Driver != "auto" ||
-		o.Accelerator != "auto" || o.Network != "none" || o.BootTimeout != DefaultBootTimeout {
+		o.Accelerator != "auto" || o.BootTimeout != DefaultBootTimeout {
 		t.Errorf("the defaults are %+v", o)
 	}
 }

@@ -3,6 +3,7 @@ package store
 import (
 	"encoding/json"
 	"fmt"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"strings"
@@ -10,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/vmsan/vmsan/api"
 )
@@ -57,6 +59,8 @@ func allocate(t testing.TB, l Layout, r *Record) {
 
 // S1: what is saved is loaded; files are 0600 and directories 0700; a missing
 // sandbox is not found; Delete may be repeated.
+var comparePrefixes = cmpopts.EquateComparable(netip.Prefix{}, netip.AddrPort{})
+
 func TestRecordRoundTrip(t *testing.T) {
 	l := testLayout(t)
 	want := fullRecord()
@@ -65,7 +69,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff(want, got); diff != "" {
+	if diff := cmp.Diff(want, got, comparePrefixes); diff != "" {
 		t.Errorf("(-saved +loaded):\n%s", diff)
 	}
 	checkMode(t, l.Record(want.ID), 0o600)
@@ -83,7 +87,7 @@ func TestRecordRoundTrip(t *testing.T) {
 	if err != nil || len(broken) > 0 {
 		t.Fatal(err, broken)
 	}
-	if diff := cmp.Diff([]*Record{got}, records); diff != "" {
+	if diff := cmp.Diff([]*Record{got}, records, comparePrefixes); diff != "" {
 		t.Errorf("(-updated +listed):\n%s", diff)
 	}
 
@@ -125,7 +129,7 @@ func TestRecordMigration(t *testing.T) {
 		Version: recordVersion, ID: "vm0123456789", Name: "old", Status: api.StatusStopped, Slot: 3,
 		Spec: Spec{VCPUs: 2, Network: "none", Driver: "qemu"},
 	}
-	if diff := cmp.Diff(want, r); diff != "" {
+	if diff := cmp.Diff(want, r, comparePrefixes); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }
