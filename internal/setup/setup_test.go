@@ -166,7 +166,7 @@ func TestRunAgainDoesNothing(t *testing.T) {
 		t.Errorf("events (-want +got):\n%s", diff)
 	}
 	second.UpdatedAt = first.UpdatedAt
-	if diff := cmp.Diff(first, second); diff != "" {
+	if diff := cmp.Diff(first, second, comparePrefixes); diff != "" {
 		t.Errorf("record (-first +second):\n%s", diff)
 	}
 	h.opts.Kernel = ""
