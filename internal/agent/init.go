@@ -240,7 +240,7 @@ func serve(control, data *os.File, config Config) error {
 			a.config.Logger.Error("serve the guest's own requests", "error", err)
 		}
 	}()
-	return http.Serve(host, a.HostHandler())
+	return a.ServeHost(host)
 }
 
 // listenPublic takes the guest's own connections into the kernel's backlog.

@@ -32,14 +32,15 @@ type Dial func(ctx context.Context) (net.Conn, error)
 
 // Client calls the guest API. Its methods may be called from any goroutine.
 type Client struct {
+	dial  Dial
 	http  *http.Client
 	proc  processconnect.ProcessClient
 	files filesystemconnect.FilesystemClient
 	host  guestv1connect.HostClient
 }
 
-// New returns a client whose streams dial opens. Streams are kept for the
-// next call until Close.
+// New returns a client whose streams dial opens. A command that Run runs has
+// one of its own; those of other calls are kept for the next until Close.
 func New(dial Dial) *Client {
 	h := &http.Client{Transport: &http.Transport{
 		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
@@ -50,6 +51,7 @@ func New(dial Dial) *Client {
 	}}
 	options := []connect.ClientOption{connect.WithReadMaxBytes(maxMessage)}
 	return &Client{
+		dial:  dial,
 		http:  h,
 		proc:  processconnect.NewProcessClient(h, baseURL, options...),
 		files: filesystemconnect.NewFilesystemClient(h, baseURL, options...),
