@@ -6,7 +6,7 @@ import (
 	"fmt"
 	"io"
 
-	"github.com/vmsan/vmsan/internal/guest"
+	"github.com/vmsan/vmsan/internal/link"
 )
 
 // The files that a gate inherits, by descriptor.
@@ -31,17 +31,13 @@ type Order struct {
 type Begin struct {
 	// Identity to give to a guest that has just booted. Nil for a guest that
 	// has it, whose gate died.
-	Identity *guest.Identity `json:"identity,omitempty"`
+	Identity *link.Identity `json:"identity,omitempty"`
 }
 
 // Report is what the gate tells its monitor: the outcome of each order, in
 // order. It is all that the monitor ever hears of a guest, through a process
 // that may have been taken over, so it is short and only shown.
 type Report struct {
-	// Linked is how long the guest took to answer, in milliseconds, and
-	// Configured how long it took to take its identity. Of Begin.
-	Linked     float64 `json:"linked,omitempty"`
-	Configured float64 `json:"configured,omitempty"`
 	// Error is why the order could not be carried out.
 	Error string `json:"error,omitempty"`
 	// Failed is true if the error is the guest's own word, and not that

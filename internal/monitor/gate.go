@@ -9,8 +9,8 @@ import (
 	"time"
 
 	"github.com/vmsan/vmsan/internal/gate"
-	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/jail"
+	"github.com/vmsan/vmsan/internal/link"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/vmm"
 )
@@ -43,7 +43,7 @@ func startGate(spec gate.StartSpec) (*gateProcess, error) {
 
 // begin waits until the guest is there, and fails as soon as its VMM is not.
 // It is called once.
-func (g *gateProcess) begin(ctx context.Context, identity *guest.Identity, vm vmm.VM, t *trace) error {
+func (g *gateProcess) begin(ctx context.Context, identity *link.Identity, vm vmm.VM, t *trace) error {
 	defer func() { <-g.turn }()
 	ctx, cancel := context.WithCancelCause(ctx)
 	var watcher sync.WaitGroup
@@ -70,8 +70,6 @@ func (g *gateProcess) begin(ctx context.Context, identity *guest.Identity, vm vm
 	}
 	if t != nil {
 		t.done("guest", "")
-		t.add("guest: boot", fromMilliseconds(report.Linked), "")
-		t.add("guest: configure", fromMilliseconds(report.Configured), "")
 	}
 	return nil
 }
@@ -82,8 +80,6 @@ const lastMoment = 500 * time.Millisecond
 func endedEarly(vm vmm.VM) error {
 	return fmt.Errorf("the guest ended before it said ready: %s", vm.Exit().Reason)
 }
-
-func fromMilliseconds(ms float64) time.Duration { return time.Duration(ms * float64(time.Millisecond)) }
 
 // order has the gate do something that needs no answer but how it went.
 func (g *gateProcess) order(ctx context.Context, o gate.Order) error {
