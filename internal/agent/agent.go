@@ -54,7 +54,7 @@ type Config struct {
 	ReapOrphans bool
 	// PowerOff ends the guest. Default: PowerOff calls are answered with unimplemented.
 	PowerOff func(ctx context.Context, reboot bool) error
-	// Configured is called after each Configure. Optional.
+	// Configured is called when the host has said who the guest is. Optional.
 	Configured func()
 	// Kernel does what Host calls ask of the kernel. Default: the real one.
 	Kernel Kernel

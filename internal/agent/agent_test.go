@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"io"
-	"log"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -58,8 +57,7 @@ func newGuest(t *testing.T, change ...func(*Config)) *guest {
 	if err != nil {
 		t.Fatal(err)
 	}
-	server := &http.Server{Handler: g.agent.HostHandler(), ErrorLog: log.New(io.Discard, "", 0)}
-	go server.Serve(listener)
+	go g.agent.ServeHost(listener)
 	g.public = httptest.NewServer(g.agent.PublicHandler())
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		var dialer net.Dialer
@@ -71,7 +69,7 @@ func newGuest(t *testing.T, change ...func(*Config)) *guest {
 	g.control = guestv1connect.NewHostClient(g.host, hostURL)
 	t.Cleanup(func() {
 		transport.CloseIdleConnections()
-		server.Close()
+		listener.Close()
 		g.public.CloseClientConnections()
 		g.public.Close()
 		if err := g.agent.Close(); err != nil {

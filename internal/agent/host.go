@@ -18,6 +18,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/vmsan/vmsan/internal/guest/proto/guestv1"
+	"github.com/vmsan/vmsan/internal/link"
 )
 
 // hostService is vmsan.guest.v1.Host.
@@ -64,6 +65,34 @@ func (s *hostService) Configure(_ context.Context, request *connect.Request[gues
 	}
 	s.agent.config.Configured()
 	return connect.NewResponse(response), nil
+}
+
+// identify does what Configure does, for the host's first word to a guest
+// that has just booted: over the control port it comes without all the code
+// of a call, which an emulated guest has to translate first.
+func (a *Agent) identify(id link.Identity) error {
+	request := &guestv1.ConfigureRequest{
+		Time: timestamppb.New(id.Time), Entropy: id.Entropy, Hostname: &id.Hostname, MachineId: &id.MachineID,
+		Environment: &guestv1.Environment{Variables: id.Env},
+	}
+	if id.User != "" {
+		request.DefaultUser = &id.User
+	}
+	if id.Workdir != "" {
+		request.DefaultWorkdir = &id.Workdir
+	}
+	if id.Address.IsValid() {
+		request.Network = &guestv1.Network{Address: id.Address.String(), Gateway: id.Gateway.String()}
+		request.Resolver = &guestv1.Resolver{Servers: []string{id.Gateway.String()}}
+	}
+	var failed []error
+	for _, step := range a.configuration(request) {
+		if err := step.do(); err != nil {
+			failed = append(failed, fmt.Errorf("configure guest: %s: %w", step.name, err))
+		}
+	}
+	a.config.Configured()
+	return errors.Join(failed...)
 }
 
 // step is one part of Configure, named after the field that asks for it.

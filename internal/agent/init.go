@@ -76,11 +76,7 @@ func (m *machine) bringUp() error {
 	if err := mountAll(earlyMounts); err != nil {
 		return err
 	}
-	events, err := listenUevents()
-	if err != nil {
-		return err
-	}
-	defer events.close()
+	var err error
 	if m.modules, err = openModules(); err != nil {
 		return err
 	}
@@ -91,16 +87,16 @@ func (m *machine) bringUp() error {
 	// the root is made.
 	disk, rootErr := -1, error(nil)
 	if !hasWord(probeWord) {
-		disk, rootErr = enterRoot(events)
+		disk, rootErr = enterRoot()
 	}
-	control, err := openPort(events, link.ControlPort)
+	control, err := openPort(link.ControlPort)
 	if err != nil {
 		return errors.Join(rootErr, err)
 	}
 	if rootErr != nil {
 		return failed(control, rootErr)
 	}
-	data, err := openPort(events, link.DataPort)
+	data, err := openPort(link.DataPort)
 	if err != nil {
 		return failed(control, err)
 	}
@@ -147,9 +143,9 @@ func failed(control io.Writer, reason error) error {
 
 // enterRoot returns a descriptor of the sandbox's disk, which is out of sight
 // in the new root.
-func enterRoot(events uevents) (disk int, err error) {
+func enterRoot() (disk int, err error) {
 	for _, path := range []string{"/dev/vda", "/dev/vdb"} {
-		if err := waitForFile(events, "block", path); err != nil {
+		if err := awaitFile("block", path); err != nil {
 			return 0, err
 		}
 	}
@@ -217,22 +213,22 @@ func imageInit() string {
 }
 
 // serve answers the host on the guest link and the guest on its loopback
-// address, until the link ends. The host is told first that there is a guest:
-// what it says takes a while to come.
+// address, until the link ends. The host is told last that there is a guest:
+// then what it asks for finds everything ready.
 func serve(control, data *os.File, config Config) error {
-	host := link.Listen(control, data)
-	defer host.Close()
 	a := New(config)
 	public, err := listenPublic()
 	if err != nil {
 		return fmt.Errorf("listen for the guest's own requests: %w", err)
 	}
+	host := link.Listen(control, data, a.identify)
+	defer host.Close()
 	go func() {
 		if err := a.servePublic(public); err != nil {
 			a.config.Logger.Error("serve the guest's own requests", "error", err)
 		}
 	}()
-	return http.Serve(host, a.HostHandler())
+	return a.ServeHost(host)
 }
 
 // listenPublic takes the guest's own connections into the kernel's backlog.

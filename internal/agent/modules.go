@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -72,20 +73,26 @@ func (m *modules) loadEarly() (late []string, err error) {
 }
 
 func present(devices string) bool {
-	entries, err := os.ReadDir(devices)
-	return err == nil && len(entries) > 0
+	dir, err := os.Open(devices)
+	if err != nil {
+		return false
+	}
+	defer dir.Close()
+	names, _ := dir.Readdirnames(1)
+	return len(names) > 0
 }
 
-// modaliases are those of all virtio devices together.
+// modaliases are those of all virtio devices together, which the kernel
+// numbers as it finds them.
 func modaliases() string {
 	var all strings.Builder
-	files, _ := filepath.Glob("/sys/bus/virtio/devices/*/modalias")
-	for _, file := range files {
-		// A device that has gone away needs no driver.
-		text, _ := os.ReadFile(file)
+	for i := 0; ; i++ {
+		text, err := os.ReadFile("/sys/bus/virtio/devices/virtio" + strconv.Itoa(i) + "/modalias")
+		if err != nil {
+			return all.String()
+		}
 		all.Write(text)
 	}
-	return all.String()
 }
 
 // load does nothing for a module that the initramfs does not have.

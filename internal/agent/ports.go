@@ -5,14 +5,14 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
 )
 
 // uevents tells of devices as the kernel finds them (netlink(7),
-// NETLINK_KOBJECT_UEVENT), so that waiting for one needs no polling.
+// NETLINK_KOBJECT_UEVENT), so that waiting for one needs no polling. Most
+// often nothing has to be waited for.
 type uevents int
 
 func listenUevents() (uevents, error) {
@@ -50,24 +50,31 @@ func (u uevents) wait(subsystem string) error {
 // portPath finds the device of the virtio-serial port with that name, or ""
 // if the kernel has not found it yet.
 func portPath(name string) string {
-	names, _ := filepath.Glob("/sys/class/virtio-ports/*/name")
-	for _, file := range names {
-		if got, err := os.ReadFile(file); err == nil && strings.TrimSpace(string(got)) == name {
-			return filepath.Join("/dev", filepath.Base(filepath.Dir(file)))
+	const class = "/sys/class/virtio-ports/"
+	dir, err := os.Open(class)
+	if err != nil {
+		return ""
+	}
+	defer dir.Close()
+	ports, _ := dir.Readdirnames(-1)
+	for _, port := range ports {
+		if got, err := os.ReadFile(class + port + "/name"); err == nil && strings.TrimSpace(string(got)) == name {
+			return "/dev/" + port
 		}
 	}
 	return ""
 }
 
-func openPort(events uevents, name string) (*os.File, error) {
-	for {
-		if path := portPath(name); path != "" {
-			return openBlocking(path)
-		}
-		if err := events.wait("virtio-ports"); err != nil {
-			return nil, err
-		}
+func openPort(name string) (*os.File, error) {
+	var path string
+	err := awaitDevice("virtio-ports", func() bool {
+		path = portPath(name)
+		return path != ""
+	})
+	if err != nil {
+		return nil, err
 	}
+	return openBlocking(path)
 }
 
 // openBlocking opens a port outside the runtime's poller. Inside, the end of
@@ -81,15 +88,30 @@ func openBlocking(path string) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// waitForFile returns when path exists, which for a disk is soon after its
+// awaitFile returns when path exists, which for a disk is soon after its
 // driver is loaded.
-func waitForFile(events uevents, subsystem, path string) error {
-	for {
-		if _, err := os.Stat(path); err == nil {
-			return nil
-		}
+func awaitFile(subsystem, path string) error {
+	return awaitDevice(subsystem, func() bool {
+		_, err := os.Stat(path)
+		return err == nil
+	})
+}
+
+// awaitDevice returns when there is a device of a subsystem that has to come.
+func awaitDevice(subsystem string, there func() bool) error {
+	if there() {
+		return nil
+	}
+	events, err := listenUevents()
+	if err != nil {
+		return err
+	}
+	defer events.close()
+	// It may have come before anybody listened.
+	for !there() {
 		if err := events.wait(subsystem); err != nil {
 			return err
 		}
 	}
+	return nil
 }

@@ -5,6 +5,7 @@ package gate
 
 import (
 	"context"
+	"crypto/rand"
 	"errors"
 	"fmt"
 	"io"
@@ -15,7 +16,6 @@ import (
 	"sync"
 	"time"
 
-	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/link"
 )
@@ -181,12 +181,12 @@ func (g *gate) carryOut(ctx context.Context, order Order) (report Report) {
 	if err != nil {
 		report.Error = err.Error()
 		var failed *link.FailedError
-		report.Failed = errors.As(err, &failed) || api.HasCode(err, api.ErrGuest)
+		report.Failed = errors.As(err, &failed)
 	}
 	return report
 }
 
-// begin waits for the guest, tells it who it is, and opens the socket to it.
+// begin tells the guest who it is, waits for it, and opens the socket to it.
 func (g *gate) begin(ctx context.Context, b *Begin) (report Report, err error) {
 	if g.host != nil {
 		return report, errors.New("begun already")
@@ -199,25 +199,23 @@ func (g *gate) begin(ctx context.Context, b *Begin) (report Report, err error) {
 			return report, err
 		}
 	}
-	started := time.Now()
-	if g.host, err = link.Connect(ctx, g.control, g.data); err != nil {
+	if b.Identity != nil {
+		b.Identity.Time = time.Now()
+		b.Identity.Entropy = make([]byte, entropyBytes)
+		rand.Read(b.Identity.Entropy)
+	}
+	if g.host, err = link.Connect(ctx, g.control, g.data, b.Identity); err != nil {
 		return report, err
 	}
-	report.Linked = milliseconds(time.Since(started))
 	g.client = guest.New(g.host.Dial)
 	close(g.linked)
-	if b.Identity != nil {
-		started := time.Now()
-		if err := g.client.Configure(ctx, *b.Identity); err != nil {
-			return report, err
-		}
-		report.Configured = milliseconds(time.Since(started))
-	}
 	go g.serve(ctx)
 	return report, nil
 }
 
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+// entropyBytes is how much randomness a guest is given: the kernel's
+// generator holds 32 bytes.
+const entropyBytes = 64
 
 // serve hands out streams until the process ends.
 func (g *gate) serve(ctx context.Context) {

@@ -9,7 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
-	"github.com/vmsan/vmsan/internal/guest"
+	"github.com/vmsan/vmsan/internal/link"
 )
 
 // pair is both directions of a connection, in memory.
@@ -19,7 +19,7 @@ func TestConn(t *testing.T) {
 	var wire pair
 	conn := NewConn(&wire)
 	orders := []Order{
-		{Begin: &Begin{Identity: &guest.Identity{Hostname: "web", Env: map[string]string{"A": "line\nbreak"}}}},
+		{Begin: &Begin{Identity: &link.Identity{Hostname: "web", Env: map[string]string{"A": "line\nbreak"}}}},
 		{PowerOff: true},
 	}
 	for _, want := range orders {

@@ -7,7 +7,7 @@ import (
 	"io"
 	"net/netip"
 
-	"github.com/vmsan/vmsan/internal/guest"
+	"github.com/vmsan/vmsan/internal/link"
 	"github.com/vmsan/vmsan/internal/policy"
 )
 
@@ -44,7 +44,7 @@ type Order struct {
 type Begin struct {
 	// Identity to give to a guest that has just booted. Nil for a guest that
 	// has it, whose gate died.
-	Identity *guest.Identity `json:"identity,omitempty"`
+	Identity *link.Identity `json:"identity,omitempty"`
 	// Network says how to serve the guest's network. Nil without one.
 	Network *NetworkOrder `json:"network,omitempty"`
 }
@@ -70,10 +70,6 @@ type PolicyOrder struct {
 // order. It is all that the monitor ever hears of a guest, through a process
 // that may have been taken over, so it is short and only shown.
 type Report struct {
-	// Linked is how long the guest took to answer, in milliseconds, and
-	// Configured how long it took to take its identity. Of Begin.
-	Linked     float64 `json:"linked,omitempty"`
-	Configured float64 `json:"configured,omitempty"`
 	// Killed is how many connections were cut. Of Policy.
 	Killed int `json:"killed,omitempty"`
 	// Error is why the order could not be carried out.

@@ -1,6 +1,5 @@
-// Package guest is the host's side of the guest API: it runs commands, tells
-// the guest who it is and turns it off, over byte streams that somebody else
-// dials.
+// Package guest is the host's side of the guest API: it runs commands and
+// turns the guest off, over byte streams that somebody else dials.
 //
 // Everything that comes back was written by the guest, and is bounded.
 package guest
@@ -17,6 +16,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/guest/proto/filesystem/filesystemconnect"
+	"github.com/vmsan/vmsan/internal/guest/proto/guestv1"
 	"github.com/vmsan/vmsan/internal/guest/proto/guestv1/guestv1connect"
 	"github.com/vmsan/vmsan/internal/guest/proto/process/processconnect"
 )
@@ -39,8 +39,8 @@ type Client struct {
 	host  guestv1connect.HostClient
 }
 
-// New returns a client whose streams dial opens. Streams are kept for the
-// next call until Close.
+// New returns a client whose streams dial opens. A command that Run runs has
+// one of its own; those of other calls are kept for the next until Close.
 func New(dial Dial) *Client {
 	h := &http.Client{Transport: &http.Transport{
 		DialContext:            func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx) },
@@ -86,6 +86,13 @@ func (c *Client) Health(ctx context.Context) error {
 		return api.Errorf(api.ErrGuest, "the guest's agent says %s", response.Status)
 	}
 	return nil
+}
+
+// PowerOff asks the guest to end in order: processes first, then its disks
+// are synced. It returns when the guest has begun.
+func (c *Client) PowerOff(ctx context.Context) error {
+	_, err := c.host.PowerOff(ctx, connect.NewRequest(&guestv1.PowerOffRequest{}))
+	return callError("power guest off", err)
 }
 
 // linkError names a failure that is not the guest's answer but the lack of

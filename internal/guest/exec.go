@@ -65,39 +65,6 @@ func (c *Command) start() *process.StartRequest {
 // timeoutHeader is Connect's own; the guest API makes it the command's limit.
 const timeoutHeader = "Connect-Timeout-Ms"
 
-// Run runs a command and returns how it ended. When ctx ends, so does the
-// command, with all it started. An error means that the command could not be
-// started (api.ErrExecNotFound, ErrExecNotExecutable) or that its end is not
-// known.
-func (c *Client) Run(ctx context.Context, command Command) (Exit, error) {
-	request := command.start()
-	request.KillOnDisconnect = true
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := c.open(ctx, request, command.Timeout)
-	if err != nil {
-		return Exit{}, err
-	}
-	defer stream.Close()
-	out := output{stdout: command.Stdout, stderr: command.Stderr}
-	for stream.Receive() {
-		event := stream.Msg().GetEvent()
-		if started := event.GetStart(); started != nil {
-			if command.Stdin != nil {
-				go c.sendInput(ctx, started.GetPid(), command.Stdin)
-			}
-			continue
-		}
-		if exit, ended, err := out.take(event); ended || err != nil {
-			return exit, err
-		}
-	}
-	if err := stream.Err(); command.Timeout > 0 && connect.CodeOf(err) == connect.CodeDeadlineExceeded {
-		return Exit{Code: -1, TimedOut: true}, nil
-	}
-	return Exit{}, startError(command.Args[0], stream.Err())
-}
-
 // open starts a command. A timeout is not given by way of a context's
 // deadline, which would end our wait together with the command and so lose
 // what the guest has to say about its end.
@@ -162,37 +129,6 @@ func startError(program string, err error) error {
 		}
 	}
 	return callError("run "+printable(program), err)
-}
-
-// inputChunk is how much input is sent in one message, in bytes.
-const inputChunk = 64 << 10
-
-// sendInput sends r to the process until r ends, and then closes its input.
-// That the process does not want it is no error: it shows in how it ends.
-func (c *Client) sendInput(ctx context.Context, pid uint32, r io.Reader) {
-	selector := &process.ProcessSelector{Selector: &process.ProcessSelector_Pid{Pid: pid}}
-	stream := c.proc.StreamInput(ctx)
-	err := stream.Send(&process.StreamInputRequest{Event: &process.StreamInputRequest_Start{
-		Start: &process.StreamInputRequest_StartEvent{Process: selector},
-	}})
-	buf := make([]byte, inputChunk)
-	for err == nil {
-		n, readErr := r.Read(buf)
-		if n > 0 {
-			err = stream.Send(&process.StreamInputRequest{Event: &process.StreamInputRequest_Data{
-				Data: &process.StreamInputRequest_DataEvent{Input: &process.ProcessInput{
-					Input: &process.ProcessInput_Stdin{Stdin: buf[:n]},
-				}},
-			}})
-		}
-		if readErr != nil {
-			break
-		}
-	}
-	stream.CloseAndReceive()
-	if ctx.Err() == nil {
-		c.proc.CloseStdin(ctx, connect.NewRequest(&process.CloseStdinRequest{Process: selector}))
-	}
 }
 
 // Process is a command in the guest.

@@ -199,6 +199,10 @@ func install(ctx context.Context, l store.Layout, p parts, agent []byte) (Kernel
 	if err := checkArch(p.image.arch); err != nil {
 		return Kernel{}, err
 	}
+	var err error
+	if p.modules, err = trimAll(p.modules); err != nil {
+		return Kernel{}, invalid(err)
+	}
 	dir, err := scratch.New(l.Tmp(), "kernel")
 	if err != nil {
 		return Kernel{}, err

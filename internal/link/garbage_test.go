@@ -13,7 +13,7 @@ import (
 // goes on with said on the data port.
 func lyingGuest(t *testing.T, control, data net.Conn, said []byte) {
 	t.Helper()
-	go readMessages(control, func(m message) bool {
+	go readMessages(control, maxHostLine, func(m message) bool {
 		n, ok := m.reset()
 		if !ok {
 			return true
@@ -51,7 +51,7 @@ func TestGuestThatLies(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			control, data := newWire(t), newWire(t)
 			lyingGuest(t, control.guest, data.guest, said)
-			host, err := Connect(t.Context(), control.open(t), data.open(t))
+			host, err := Connect(t.Context(), control.open(t), data.open(t), nil)
 			if err != nil {
 				return // it did not even begin
 			}
@@ -88,7 +88,7 @@ func TestGuestThatOpensStreams(t *testing.T) {
 	}
 	control, data := newWire(t), newWire(t)
 	lyingGuest(t, control.guest, data.guest, said.Bytes())
-	host, err := Connect(t.Context(), control.open(t), data.open(t))
+	host, err := Connect(t.Context(), control.open(t), data.open(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -103,7 +103,7 @@ func TestGuestThatOpensStreams(t *testing.T) {
 func TestTalkativeControlPort(t *testing.T) {
 	control, data := newWire(t), newWire(t)
 	echoGuest(t, control.guest, data.guest)
-	host, err := Connect(t.Context(), control.open(t), data.open(t))
+	host, err := Connect(t.Context(), control.open(t), data.open(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strings"
 	"sync"
 	"time"
 
@@ -16,6 +17,7 @@ import (
 // session of the host after the other. It is a net.Listener.
 type Guest struct {
 	control, data io.ReadWriteCloser
+	identify      func(Identity) error
 	streams       chan net.Conn
 	done          chan struct{}
 	close         func() error
@@ -26,9 +28,10 @@ type Guest struct {
 
 // Listen serves the two ports until Close or until one of them fails. They
 // should block, and so be files outside the runtime's poller, which would
-// otherwise be woken by the completion of each write.
-func Listen(control, data io.ReadWriteCloser) *Guest {
-	g := &Guest{control: control, data: data, streams: make(chan net.Conn), done: make(chan struct{})}
+// otherwise be woken by the completion of each write. identify is called when
+// the host says who this guest is, and ends before the host is answered.
+func Listen(control, data io.ReadWriteCloser, identify func(Identity) error) *Guest {
+	g := &Guest{control: control, data: data, identify: identify, streams: make(chan net.Conn), done: make(chan struct{})}
 	g.close = sync.OnceValue(func() error {
 		close(g.done)
 		return errors.Join(control.Close(), data.Close())
@@ -41,8 +44,8 @@ func Listen(control, data io.ReadWriteCloser) *Guest {
 // Fail tells the host, over its control port alone, that this guest cannot
 // come up.
 func Fail(control io.Writer, reason error) error {
-	text := reason.Error()
-	return writeMessage(control, message{Failed: text[:min(len(text), maxLine/8)]})
+	text := strings.ReplaceAll(reason.Error(), "\n", "; ")
+	return writeMessage(control, verbFailed, text[:min(len(text), maxReason)])
 }
 
 // patient is a port in the guest. It reads as ended while the host's side is
@@ -60,18 +63,35 @@ func (p patient) Read(b []byte) (int, error) {
 	}
 }
 
-// obey begins a session each time the host asks for one.
+// obey begins a session each time the host asks for one, but not for a host
+// that it had to tell that its guest cannot be who it shall be.
 func (g *Guest) obey() {
 	defer g.Close()
-	// A line too long to be a message ends the reading of one host; the
-	// next one begins afresh.
-	readMessages(patient{g.control}, func(m message) bool {
-		if n, ok := m.reset(); ok {
-			g.replace(n)
+	refused := false
+	readMessages(patient{g.control}, maxHostLine, func(m message) bool {
+		if m.verb == verbIdentity {
+			refused = !g.become(m.text)
+		} else if n, ok := m.reset(); ok {
+			if !refused {
+				g.replace(n)
+			}
+			refused = false
 		}
 		return true
 	})
 	g.swap(nil).end()
+}
+
+// become tells whether the guest could take its identity.
+func (g *Guest) become(digits string) bool {
+	id, err := decodeIdentity(digits)
+	if err == nil {
+		err = g.identify(id)
+	}
+	if err != nil {
+		Fail(g.control, err)
+	}
+	return err == nil
 }
 
 // receive hands what comes over the data port to the session there is. What

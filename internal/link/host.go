@@ -26,14 +26,15 @@ type Host struct {
 // ports from now on, also on failure: Close closes them.
 //
 // The error is a *FailedError if the guest says that it cannot come up, and
-// ctx's if that ends first.
-func Connect(ctx context.Context, control, data net.Conn) (*Host, error) {
+// ctx's if that ends first. identity is told to a guest that has just booted,
+// and nil for one that knows it.
+func Connect(ctx context.Context, control, data net.Conn, identity *Identity) (*Host, error) {
 	closePorts := sync.OnceFunc(func() {
 		control.Close()
 		data.Close()
 	})
 	stop := context.AfterFunc(ctx, closePorts)
-	session, err := connect(control, data)
+	session, err := connect(control, data, identity)
 	if !stop() {
 		if session != nil {
 			session.Close()
@@ -51,9 +52,14 @@ func Connect(ctx context.Context, control, data net.Conn) (*Host, error) {
 	return &Host{session: session}, nil
 }
 
-func connect(control, data net.Conn) (*yamux.Session, error) {
+func connect(control, data net.Conn, identity *Identity) (*yamux.Session, error) {
+	if identity != nil {
+		if err := tell(control, *identity); err != nil {
+			return nil, fmt.Errorf("tell guest who it is: %w", err)
+		}
+	}
 	n := newNonce()
-	if err := writeMessage(control, message{Reset: hex.EncodeToString(n[:])}); err != nil {
+	if err := writeMessage(control, verbReset, hex.EncodeToString(n[:])); err != nil {
 		return nil, fmt.Errorf("ask guest for a session: %w", err)
 	}
 	failed := make(chan *FailedError, 1)
@@ -73,6 +79,14 @@ func connect(control, data net.Conn) (*yamux.Session, error) {
 	return yamux.Client(conversation(rest, data, &frameWriter{port: data}, data), config())
 }
 
+func tell(control io.Writer, identity Identity) error {
+	digits, err := identity.encode()
+	if err != nil {
+		return err
+	}
+	return writeMessage(control, verbIdentity, digits)
+}
+
 // waitError names the usual end of a wait: a machine that is gone.
 func waitError(err error) error {
 	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) {
@@ -85,11 +99,11 @@ func waitError(err error) error {
 // nothing of it, so that a talkative guest does not block. A guest that says
 // it failed ends the wait for it: the data port is closed.
 func watchControl(control io.Reader, data io.Closer, failed chan<- *FailedError) {
-	readMessages(control, func(m message) bool {
-		if m.Failed == "" {
+	readMessages(control, maxGuestLine, func(m message) bool {
+		if m.verb != verbFailed {
 			return true
 		}
-		failed <- &FailedError{Reason: printable(m.Failed)}
+		failed <- &FailedError{Reason: printable(m.text[:min(len(m.text), maxReason)])}
 		data.Close()
 		return false
 	})

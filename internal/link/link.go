@@ -4,13 +4,15 @@
 // A virtio-serial port is a pipe that outlives whoever speaks on it: after a
 // restore, or when the host's end was started again, either side may be in
 // the middle of an old conversation. So there are two ports. On the control
-// port, in lines of JSON, the host says {"reset":NONCE}. The guest drops its
+// port, in lines of text, the host says "reset NONCE". The guest drops its
 // old session and writes the nonce to the data port; the host throws away
 // all that comes before it, and answers with the nonce, before which the
 // guest throws away everything in turn. What follows is yamux.
 //
 // The guest writes its nonce as soon as it can serve, so that is also how it
-// says that it is ready; nobody polls.
+// says that it is ready; nobody polls. A host that speaks to a guest which
+// has just booted says "identity DIGITS" first, and a guest that cannot come
+// up, or cannot be who it shall be, says "failed REASON".
 package link
 
 import (
@@ -18,11 +20,11 @@ import (
 	"bytes"
 	"crypto/rand"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
 	"log"
+	"strings"
 	"time"
 
 	"github.com/hashicorp/yamux"
@@ -37,8 +39,12 @@ const (
 
 const (
 	nonceSize = 32
-	// maxLine bounds a control message.
-	maxLine = 4096
+	// Bounds on a control message: from the host, whose longest is an
+	// identity with a large environment, and from the guest, with why it
+	// failed.
+	maxHostLine  = 1 << 20
+	maxGuestLine = 4096
+	maxReason    = 512
 	// window is how much one stream may have in flight, and so what one
 	// stream can make its receiver buffer. It holds several of the agent's
 	// chunks of output, so that the guest need not wait for the host.
@@ -56,44 +62,43 @@ func newNonce() (n nonce) {
 	return n
 }
 
-// message is what is said on the control port. Exactly one field is set.
-type message struct {
-	// Reset, from the host: drop the old session, begin one with this nonce.
-	Reset string `json:"reset,omitempty"`
-	// Failed, from the guest: it cannot come up, and why.
-	Failed string `json:"failed,omitempty"`
-}
+// What is said on the control port.
+const (
+	// verbReset, from the host: drop the old session, begin one with this
+	// nonce.
+	verbReset = "reset"
+	// verbIdentity, from the host: this is who you are.
+	verbIdentity = "identity"
+	// verbFailed, from the guest: it cannot come up, and why.
+	verbFailed = "failed"
+)
+
+// message is a line on the control port.
+type message struct{ verb, text string }
 
 func (m message) reset() (n nonce, ok bool) {
-	raw, err := hex.DecodeString(m.Reset)
-	if err != nil || len(raw) != nonceSize {
+	raw, err := hex.DecodeString(m.text)
+	if m.verb != verbReset || err != nil || len(raw) != nonceSize {
 		return n, false
 	}
 	return nonce(raw), true
 }
 
-func writeMessage(w io.Writer, m message) error {
-	line, err := json.Marshal(m)
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(append(line, '\n'))
+func writeMessage(w io.Writer, verb, text string) error {
+	_, err := io.WriteString(w, verb+" "+text+"\n")
 	return err
 }
 
-// readMessages calls got for each message on r until r fails or got returns
-// false. Lines that are no message are passed over: the first line may be
+// readMessages calls got for each line on r until r fails or got returns
+// false. Of those that are no message nothing becomes: the first line may be
 // the end of one that was cut when an earlier speaker died. A line longer
-// than maxLine is an error.
-func readMessages(r io.Reader, got func(message) bool) error {
+// than longest is an error.
+func readMessages(r io.Reader, longest int, got func(message) bool) error {
 	lines := bufio.NewScanner(r)
-	lines.Buffer(make([]byte, 0, 512), maxLine)
+	lines.Buffer(make([]byte, 0, 512), longest)
 	for lines.Scan() {
-		var m message
-		if json.Unmarshal(lines.Bytes(), &m) != nil {
-			continue
-		}
-		if !got(m) {
+		verb, text, _ := strings.Cut(lines.Text(), " ")
+		if !got(message{verb, text}) {
 			return nil
 		}
 	}

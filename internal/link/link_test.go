@@ -50,7 +50,7 @@ func (w wire) open(t *testing.T) net.Conn {
 
 func echoGuest(t *testing.T, control, data io.ReadWriteCloser) {
 	t.Helper()
-	guest := Listen(control, data)
+	guest := Listen(control, data, func(Identity) error { return nil })
 	var streams sync.WaitGroup
 	accepting := make(chan struct{})
 	t.Cleanup(func() { guest.Close(); <-accepting; streams.Wait() })
@@ -89,7 +89,7 @@ func echo(t *testing.T, host *Host, text string) {
 func TestStreams(t *testing.T) {
 	control, data := newWire(t), newWire(t)
 	echoGuest(t, control.guest, data.guest)
-	host, err := Connect(t.Context(), control.open(t), data.open(t))
+	host, err := Connect(t.Context(), control.open(t), data.open(t), nil)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +107,7 @@ func TestNewHostAfterOldOneDied(t *testing.T) {
 	control, data := newWire(t), newWire(t)
 	echoGuest(t, control.guest, data.guest)
 	for range 5 {
-		host, err := Connect(t.Context(), control.open(t), data.open(t))
+		host, err := Connect(t.Context(), control.open(t), data.open(t), nil)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -125,7 +125,7 @@ func TestNewHostAfterOldOneDied(t *testing.T) {
 func TestGuestThatFails(t *testing.T) {
 	control, data := newWire(t), newWire(t)
 	go Fail(control.guest, errors.New("mount overlay:\x1b[2J no such device"))
-	_, err := Connect(t.Context(), control.open(t), data.open(t))
+	_, err := Connect(t.Context(), control.open(t), data.open(t), nil)
 	var failed *FailedError
 	if !errors.As(err, &failed) {
 		t.Fatalf("got %v, want a FailedError", err)
@@ -139,7 +139,7 @@ func TestGuestThatNeverAnswers(t *testing.T) {
 	control, data := newWire(t), newWire(t)
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Millisecond)
 	defer cancel()
-	if _, err := Connect(ctx, control.open(t), data.open(t)); !errors.Is(err, context.DeadlineExceeded) {
+	if _, err := Connect(ctx, control.open(t), data.open(t), nil); !errors.Is(err, context.DeadlineExceeded) {
 		t.Fatalf("got %v, want deadline exceeded", err)
 	}
 }
@@ -158,13 +158,15 @@ func TestGarbageBeforeNonce(t *testing.T) {
 }
 
 func FuzzControlMessages(f *testing.F) {
-	f.Add([]byte("{\"reset\":\"00\"}\n"))
-	f.Add([]byte("half a line\"}\n{\"failed\":\"no\"}\n"))
-	f.Add(bytes.Repeat([]byte("x"), maxLine+1))
+	f.Add([]byte("reset 00\n"))
+	f.Add([]byte("half a line\nfailed no\n"))
+	f.Add([]byte("identity 61006200\n"))
+	f.Add(bytes.Repeat([]byte("x"), maxGuestLine+1))
 	f.Fuzz(func(t *testing.T, in []byte) {
-		readMessages(bytes.NewReader(in), func(m message) bool {
+		readMessages(bytes.NewReader(in), maxGuestLine, func(m message) bool {
 			m.reset()
-			_ = printable(m.Failed)
+			decodeIdentity(m.text)
+			_ = printable(m.text)
 			return true
 		})
 	})

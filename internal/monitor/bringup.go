@@ -14,10 +14,11 @@ import (
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/cgroup"
 	"github.com/vmsan/vmsan/internal/gate"
-	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/image"
 	"github.com/vmsan/vmsan/internal/jail"
 	"github.com/vmsan/vmsan/internal/kernel"
+	"github.com/vmsan/vmsan/internal/link"
+	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/vmm"
 )
@@ -290,7 +291,7 @@ func (m *monitor) startGate(group *cgroup.Group) error {
 	return nil
 }
 
-func (m *monitor) identity() guest.Identity {
+func (m *monitor) identity() link.Identity {
 	r := m.record
 	env := map[string]string{"VMSAN_ID": r.ID}
 	for k, v := range r.Spec.Env {
@@ -300,10 +301,13 @@ func (m *monitor) identity() guest.Identity {
 	if !hostnameLabel.MatchString(hostname) {
 		hostname = r.ID
 	}
-	return guest.Identity{
+	id := link.Identity{
 		Hostname: hostname, MachineID: machineID(r.ID), Env: env, User: r.Spec.User, Workdir: r.Spec.Workdir,
-		Network: m.networkIdentity(),
 	}
+	if m.network != nil {
+		id.Address, id.Gateway = network.Guest, network.Gateway.Addr()
+	}
+	return id
 }
 
 // gaveUp is the error of a bring-up whose context ended: for want of time, or

@@ -90,8 +90,6 @@ func (g *gateProcess) begin(ctx context.Context, b gate.Begin, vm vmm.VM, t *tra
 	}
 	if t != nil {
 		t.done("guest", "")
-		t.add("guest: boot", fromMilliseconds(report.Linked), "")
-		t.add("guest: configure", fromMilliseconds(report.Configured), "")
 	}
 	return nil
 }
@@ -102,8 +100,6 @@ const lastMoment = 500 * time.Millisecond
 func endedEarly(vm vmm.VM) error {
 	return fmt.Errorf("the guest ended before it said ready: %s", vm.Exit().Reason)
 }
-
-func fromMilliseconds(ms float64) time.Duration { return time.Duration(ms * float64(time.Millisecond)) }
 
 // ended tells whether the gate has died.
 func (g *gateProcess) ended() bool {

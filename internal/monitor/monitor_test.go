@@ -194,17 +194,17 @@ func TestLife(t *testing.T) {
 	for _, s := range record.Trace {
 		stages = append(stages, s.Name)
 	}
-	if got, want := strings.Join(stages, ", "), "record, host, vmm, gate, guest, guest: boot, guest: configure"; got != want {
+	if got, want := strings.Join(stages, ", "), "record, host, vmm, gate, guest"; got != want {
 		t.Errorf("got stages %s, want %s", got, want)
 	}
 	given := r.driver.(*fake.Driver).Started()
 	if want := "machine vm0123456789: 2 CPUs, 256 MiB, tcg\nkernel: \ndisk image: read-only\ndisk overlay: writable\n"; given[0] != want {
 		t.Errorf("the driver got\n%s, want\n%s", given[0], want)
 	}
-	told := r.vm.Configured()
-	if len(told) != 1 || told[0].GetHostname() != "web" || told[0].GetMachineId() != machineID(testID) ||
-		!cmp.Equal(told[0].GetEnvironment().GetVariables(), map[string]string{"A": "b", "VMSAN_ID": testID}) {
-		t.Errorf("the guest was told %v", told)
+	told := r.vm.Identities()
+	if len(told) != 1 || told[0].Hostname != "web" || told[0].MachineID != machineID(testID) ||
+		!cmp.Equal(told[0].Env, map[string]string{"A": "b", "VMSAN_ID": testID}) {
+		t.Errorf("the guest was told %+v", told)
 	}
 	r.stop(patience)
 	r.await("stopped")
@@ -262,7 +262,7 @@ func TestGateIsReplaced(t *testing.T) {
 			t.Error(err)
 		}
 	}
-	if n := len(r.vm.Configured()); n != 1 {
+	if n := len(r.vm.Identities()); n != 1 {
 		t.Errorf("the guest was told who it is %d times", n)
 	}
 	// At once after a death, a stop is still orderly.

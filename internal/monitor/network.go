@@ -16,7 +16,6 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/gate"
-	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/policy"
 	"github.com/vmsan/vmsan/internal/store"
@@ -131,16 +130,6 @@ func (m *monitor) networkOrder() *gate.NetworkOrder {
 	defer m.mu.Unlock()
 	s := m.record.Spec
 	return &gate.NetworkOrder{Policy: s.Policy, Guest: network.Guest.Addr(), Pool: s.Pool, Ports: s.Publications}
-}
-
-// networkIdentity is what the guest has to know of its network.
-func (m *monitor) networkIdentity() *guest.Network {
-	if m.network == nil {
-		return nil
-	}
-	return &guest.Network{
-		Address: network.Guest, Gateway: network.Gateway.Addr(),
-	}
 }
 
 // SetPolicy implements control.Monitor. The firewall changes first; the gate's

@@ -235,7 +235,7 @@ func (l Link) DialGuest(ctx context.Context) (*link.Host, error) {
 		control.Close()
 		return nil, fmt.Errorf("dial guest: %w", err)
 	}
-	return link.Connect(ctx, control, data)
+	return link.Connect(ctx, control, data, nil)
 }
 
 // Close closes the files.

@@ -132,7 +132,7 @@ func (vm *Machine) run(theirs vmm.Link, silent bool) {
 	fmt.Fprintf(theirs.Console, "fake guest: it has no kernel that could print anything at boot\r\n")
 	if !silent {
 		control, data := vm.gate.port(theirs.Control), vm.gate.port(theirs.Data)
-		vm.guest.serve(link.Listen(control, data))
+		vm.guest.serve(link.Listen(control, data, vm.guest.identify))
 	}
 	go func() {
 		<-vm.gone

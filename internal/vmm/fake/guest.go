@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/http"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
@@ -26,7 +27,7 @@ type guest struct {
 	serving  sync.WaitGroup
 
 	mu       sync.Mutex
-	identity []*guestv1.ConfigureRequest
+	identity []link.Identity
 }
 
 func (g *guest) serve(listener *link.Guest) {
@@ -46,12 +47,11 @@ func (g *guest) close() {
 	g.link.Close()
 }
 
-// Configure implements guestv1connect.HostHandler.
-func (g *guest) Configure(_ context.Context, r *connect.Request[guestv1.ConfigureRequest]) (*connect.Response[guestv1.ConfigureResponse], error) {
+func (g *guest) identify(id link.Identity) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.identity = append(g.identity, r.Msg)
-	return connect.NewResponse(&guestv1.ConfigureResponse{}), nil
+	g.identity = append(g.identity, id)
+	return nil
 }
 
 // PowerOff implements guestv1connect.HostHandler.
@@ -61,11 +61,11 @@ func (g *guest) PowerOff(context.Context, *connect.Request[guestv1.PowerOffReque
 	return connect.NewResponse(&guestv1.PowerOffResponse{}), nil
 }
 
-// Configured are the identities that the guest was given, oldest first.
-func (vm *Machine) Configured() []*guestv1.ConfigureRequest {
+// Identities are those that the guest was given, oldest first.
+func (vm *Machine) Identities() []link.Identity {
 	vm.guest.mu.Lock()
 	defer vm.guest.mu.Unlock()
-	return append([]*guestv1.ConfigureRequest(nil), vm.guest.identity...)
+	return slices.Clone(vm.guest.identity)
 }
 
 // pausable is what a guest's CPUs are to its ports: while they stand still,

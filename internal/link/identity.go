@@ -1,0 +1,113 @@
+package link
+
+import (
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// Identity is who a guest is: told to it after each boot, before anything
+// else.
+type Identity struct {
+	Hostname  string            `json:"hostname"`
+	MachineID string            `json:"machine_id"` // 32 hex digits
+	Env       map[string]string `json:"env,omitempty"`
+	User      string            `json:"user,omitempty"`
+	Workdir   string            `json:"workdir,omitempty"`
+	// Address is the guest's on its network, and Gateway the way to all
+	// others and its resolver. Neither without a network.
+	Address netip.Prefix `json:"address,omitzero"`
+	Gateway netip.Addr   `json:"gateway,omitzero"`
+
+	// Time and Entropy are those of the moment in which it is told.
+	Time    time.Time `json:"-"`
+	Entropy []byte    `json:"-"`
+}
+
+// encode writes an identity as hex digits: pairs of names and values, with a
+// NUL behind each, which costs a guest next to nothing to read.
+func (id Identity) encode() (string, error) {
+	var b strings.Builder
+	var err error
+	add := func(name, value string) {
+		if strings.ContainsRune(value, 0) {
+			err = errors.Join(err, fmt.Errorf("the guest's %s has a NUL byte", name))
+		}
+		b.WriteString(name + "\x00" + value + "\x00")
+	}
+	add("time", strconv.FormatInt(id.Time.UnixNano(), 10))
+	add("entropy", hex.EncodeToString(id.Entropy))
+	add("hostname", id.Hostname)
+	add("machine_id", id.MachineID)
+	for name, value := range id.Env {
+		add("env", name+"="+value)
+	}
+	add("user", id.User)
+	add("workdir", id.Workdir)
+	if id.Address.IsValid() {
+		add("address", id.Address.String())
+		add("gateway", id.Gateway.String())
+	}
+	return hex.EncodeToString([]byte(b.String())), err
+}
+
+var errIdentity = errors.New("the host's word of who this guest is cannot be read")
+
+// decodeIdentity passes over names that it does not know: a newer host's.
+func decodeIdentity(digits string) (id Identity, err error) {
+	raw, err := hex.DecodeString(digits)
+	if err != nil {
+		return id, errIdentity
+	}
+	fields := strings.Split(string(raw), "\x00")
+	if len(fields)%2 == 0 {
+		return id, errIdentity
+	}
+	id.Env, id.Time, id.Entropy = map[string]string{}, time.Unix(0, 0), []byte{}
+	for i := 0; i+1 < len(fields); i += 2 {
+		if err := id.set(fields[i], fields[i+1]); err != nil {
+			return Identity{}, err
+		}
+	}
+	return id, nil
+}
+
+func (id *Identity) set(name, value string) error {
+	switch name {
+	case "time":
+		nanoseconds, err := strconv.ParseInt(value, 10, 64)
+		if err != nil {
+			return errIdentity
+		}
+		id.Time = time.Unix(0, nanoseconds)
+	case "entropy":
+		entropy, err := hex.DecodeString(value)
+		if err != nil {
+			return errIdentity
+		}
+		id.Entropy = entropy
+	case "hostname":
+		id.Hostname = value
+	case "machine_id":
+		id.MachineID = value
+	case "env":
+		key, text, ok := strings.Cut(value, "=")
+		if !ok {
+			return errIdentity
+		}
+		id.Env[key] = text
+	case "user":
+		id.User = value
+	case "workdir":
+		id.Workdir = value
+	case "address":
+		return id.Address.UnmarshalText([]byte(value))
+	case "gateway":
+		return id.Gateway.UnmarshalText([]byte(value))
+	}
+	return nil
+}
