@@ -24,7 +24,7 @@ func TestFreeze(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
 	t.Run("agent as init", func(t *testing.T) { testFreeze(t, vmsan) })
 	t.Run("image's init", func(t *testing.T) {
-		testFreeze(t, vmsan, "--init", "--image", systemdImage(t, vmsan), "--memory", "320m")
+		testFreeze(t, vmsan, "--init", "--image", systemdImage, "--memory", "320m")
 	})
 }
 

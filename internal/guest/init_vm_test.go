@@ -10,27 +10,9 @@ import (
 	"github.com/vmsan/vmsan/internal/testenv"
 )
 
-// systemdImage is an image whose init is systemd. One that the state
-// directory has already spares the half minute of building it.
-func systemdImage(t *testing.T, vmsan testenv.Vmsan) string {
-	t.Helper()
-	const name = "systemd-test"
-	images := image.Store{Layout: vmsan.Layout}
-	if _, err := images.Resolve(name); err == nil {
-		return name
-	}
-	_, err := images.BuildDebian(t.Context(), image.DebianOptions{
-		Name: name, Include: []string{"dbus", "procps", "systemd", "systemd-sysv"},
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	return name
-}
-
 func TestSystemd(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
-	id := vmsan.Create(t, "--init", "--image", systemdImage(t, vmsan), "--name", "with-systemd", "--memory", "320m")
+	id := vmsan.Create(t, "--init", "--image", systemdImage, "--name", "with-systemd", "--memory", "320m")
 
 	// The agent answers while systemd is still at it: its bus comes late.
 	vmsan.Exec(t, id, "sh", "-c", "until [ -S /run/systemd/private ]; do sleep 0.1; done")
@@ -60,7 +42,7 @@ func TestSystemd(t *testing.T) {
 // A stop lets systemd end its services and close the disks.
 func TestSystemdStops(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
-	id := vmsan.Create(t, "--init", "--image", systemdImage(t, vmsan), "--memory", "320m")
+	id := vmsan.Create(t, "--init", "--image", systemdImage, "--memory", "320m")
 	vmsan.Exec(t, id, "sh", "-c", "until [ -S /run/systemd/private ]; do sleep 0.1; done; systemctl is-system-running --wait")
 	vmsan.Exec(t, id, "systemd-run", "--unit=witness", "--property=ExecStop=/bin/sh -c 'echo in order >/witness'",
 		"sleep", "infinity")

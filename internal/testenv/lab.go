@@ -1,9 +1,11 @@
 package testenv
 
 import (
+	"fmt"
 	"os"
 	"testing"
 
+	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/testenv/lab"
 )
 
@@ -12,9 +14,21 @@ var world *lab.Lab
 
 // enterLab starts the tests anew in a lab, if they were asked to do what
 // could reach a network.
-func enterLab() (err error) {
-	if os.Geteuid() != 0 || os.Getenv(rootVar) == "" && os.Getenv(stateVar) == "" {
+func enterLab(prepare []func(store.Layout) error) (err error) {
+	state := os.Getenv(stateVar)
+	if os.Geteuid() != 0 || os.Getenv(rootVar) == "" && state == "" {
 		return nil
+	}
+	if state != "" && !lab.Entering() {
+		layout, err := store.NewLayout(state)
+		if err != nil {
+			return err
+		}
+		for _, step := range prepare {
+			if err := step(layout); err != nil {
+				return fmt.Errorf("prepare tests: %w", err)
+			}
+		}
 	}
 	world, err = lab.Enter()
 	return err

@@ -10,15 +10,19 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmsan/vmsan/internal/store"
 )
 
 // Main runs a package's tests, for its TestMain, and fails them if they leave
 // a file open, a child process, a mount or a cgroup behind. What they make
 // in temporary directories is in one that is theirs alone. As root the tests
-// and all that they start are in a lab, cut off from the machine's network.
-func Main(m *testing.M) int {
+// and all that they start are in a lab, cut off from the machine's network:
+// what needs that, prepare does before. It is called when tests that boot
+// machines were asked for, with the state directory that theirs are made of.
+func Main(m *testing.M, prepare ...func(store.Layout) error) int {
 	before := openFiles()
-	if err := enterLab(); err != nil {
+	if err := enterLab(prepare); err != nil {
 		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}

@@ -38,6 +38,10 @@ func Enter() (*Lab, error) {
 	return Open()
 }
 
+// Entering tells whether this process was started anew by Enter, and is to
+// call it again.
+func Entering() bool { return os.Getenv(outsideVar) != "" }
+
 // startAnew does not return if it succeeds. Namespaces are a thread's, and
 // the thread that executes a program becomes the process.
 func startAnew() error {
