@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -126,7 +127,7 @@ func (h *host) removeAll() {
 }
 
 // checkLeaks fails the test for everything that sandboxes left on the host:
-// processes, control groups, mounts, sockets and files.
+// processes, control groups, network devices, mounts, sockets and files.
 func (h *host) checkLeaks() {
 	marks := []string{h.layout.Dir, h.layout.Run}
 	for id := range h.ids {
@@ -136,6 +137,7 @@ func (h *host) checkLeaks() {
 				h.t.Errorf("control group %s is left", group)
 			}
 		}
+		h.checkLink("vmsan" + strings.TrimPrefix(id, "vm"))
 	}
 	h.checkProcesses(marks)
 	for _, dir := range []string{h.layout.Sandboxes(), h.layout.Run, h.layout.Tmp()} {
@@ -145,6 +147,20 @@ func (h *host) checkLeaks() {
 	}
 	if err := os.RemoveAll(h.layout.Run); err != nil {
 		h.t.Error(err)
+	}
+}
+
+// checkLink looks for a network device. The kernel removes it a moment after
+// whoever held the sandbox's network has ended.
+func (h *host) checkLink(name string) {
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := net.InterfaceByName(name); err != nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			h.t.Errorf("network device %s is left", name)
+			return
+		}
 	}
 }
 
@@ -178,7 +194,10 @@ func names(t testing.TB, dir string) []string {
 	}
 	var list []string
 	for _, e := range entries {
-		list = append(list, e.Name())
+		// The index of slots and names is the directory's, not a sandbox's.
+		if !strings.HasPrefix(e.Name(), "index-") {
+			list = append(list, e.Name())
+		}
 	}
 	return list
 }
@@ -193,12 +212,8 @@ func (h *host) untouched(ts *testscript.TestScript, _ bool, _ []string) {
 		ts.Fatalf("sandboxes were made: %v", h.ids)
 	}
 	for _, dir := range []string{h.layout.Sandboxes(), h.layout.Run, h.layout.Tmp()} {
-		entries, err := os.ReadDir(dir)
-		if err != nil && !os.IsNotExist(err) {
-			ts.Fatalf("%v", err)
-		}
-		if len(entries) > 0 {
-			ts.Fatalf("%s holds %v", dir, entries)
+		if left := names(h.t, dir); len(left) > 0 {
+			ts.Fatalf("%s holds %v", dir, left)
 		}
 	}
 	known := []string{"setup.json", "setup.lock", "kernels", "images", "images.json", "blanks", "sandboxes", "lock", "tmp"}
