@@ -206,4 +206,3 @@ func sentFrom(host netip.Addr) []byte {
 	}
 	return (&ipv4.ControlMessage{Src: host.AsSlice()}).Marshal()
 }
-
