@@ -58,7 +58,7 @@ func distill(m *dns.Msg, q dns.Question) *found {
 func at(answer []dns.RR, name string, qtype uint16) (records []dns.RR, alias *dns.CNAME) {
 	for _, rr := range answer {
 		h := rr.Header()
-		if h.Class != dns.ClassINET || !strings.EqualFold(h.Name, name) {
+		if !sound(rr) || !strings.EqualFold(h.Name, name) {
 			continue
 		}
 		if h.Rrtype == qtype {
@@ -68,6 +68,22 @@ func at(answer []dns.RR, name string, qtype uint16) (records []dns.RR, alias *dn
 		}
 	}
 	return records[:min(len(records), maxRecords)], alias
+}
+
+// sound tells whether a record that was read is one that can be written, and
+// read again: what is missing at the end of a message is taken for empty.
+func sound(rr dns.RR) bool {
+	h := rr.Header()
+	if h.Class != dns.ClassINET || h.Rdlength == 0 {
+		return false
+	}
+	wire := make([]byte, dns.Len(rr)+1)
+	end, err := dns.PackRR(rr, wire, 0, nil, false)
+	if err != nil {
+		return false
+	}
+	_, _, err = dns.UnpackRR(wire[:end], 0)
+	return err == nil
 }
 
 func (f *found) take(records ...dns.RR) {
@@ -82,7 +98,7 @@ func (f *found) take(records ...dns.RR) {
 func (f *found) negate(authority []dns.RR, name string) {
 	for _, rr := range authority {
 		soa, ok := rr.(*dns.SOA)
-		if ok && soa.Hdr.Class == dns.ClassINET && dns.IsSubDomain(soa.Hdr.Name, name) {
+		if ok && sound(soa) && dns.IsSubDomain(soa.Hdr.Name, name) {
 			f.soa = soa
 			f.ttl = min(f.ttl, maxNegative, seconds(soa.Hdr.Ttl), seconds(soa.Minttl))
 			return

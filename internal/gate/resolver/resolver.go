@@ -10,7 +10,6 @@ package resolver
 import (
 	"context"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -24,6 +23,7 @@ import (
 	"golang.org/x/time/rate"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/gate/sockets"
 	"github.com/vmsan/vmsan/internal/policy"
 )
 
@@ -74,22 +74,19 @@ const openTime = 2 * time.Second
 // Resolver answers a sandbox's questions.
 type Resolver struct {
 	Config
-	ctx      context.Context
-	cancel   context.CancelFunc
-	cache    cache
-	flights  singleflight.Group
-	asking   *rate.Limiter
-	best     atomic.Int64 // the resolver that answered last
-	opened   addresses
-	places   chan struct{}
-	streams  chan struct{}
-	serving  sync.WaitGroup
+	ctx       context.Context
+	cancel    context.CancelFunc
+	server    sockets.Server
+	answering sync.WaitGroup
+	places    chan struct{}
+	cache     cache
+	flights   singleflight.Group
+	asking    *rate.Limiter
+	best      atomic.Int64 // the resolver that answered last
+	opened    addresses
+
 	changing sync.RWMutex // held for reading while addresses are opened
 	current  policy.Policy
-
-	mu      sync.Mutex
-	closed  bool
-	sockets map[io.Closer]bool
 }
 
 // New makes a Resolver, which answers once it is given sockets.
@@ -101,9 +98,7 @@ func New(c Config) *Resolver {
 		cancel:  cancel,
 		asking:  rate.NewLimiter(askRate, askBurst),
 		places:  make(chan struct{}, maxQuestions),
-		streams: make(chan struct{}, maxStreams),
 		current: c.Policy,
-		sockets: map[io.Closer]bool{},
 	}
 }
 
@@ -139,7 +134,7 @@ func allows(p policy.Policy, name string) bool {
 }
 
 // answer is what the guest hears.
-func (r *Resolver) answer(ctx context.Context, q *query) *dns.Msg {
+func (r *Resolver) answer(q *query) *dns.Msg {
 	p := r.policy()
 	switch {
 	case q.Qclass != dns.ClassINET || isMeta(q.Qtype):
@@ -155,11 +150,7 @@ func (r *Resolver) answer(ctx context.Context, q *query) *dns.Msg {
 	if closedTypes[q.Qtype] {
 		return q.reply(dns.RcodeSuccess)
 	}
-	f, err := r.find(ctx, q)
-	if err != nil {
-		return q.reply(dns.RcodeServerFailure)
-	}
-	return r.tell(ctx, q, f)
+	return r.tell(q, r.find(q))
 }
 
 // closedTypes are those that there is nothing of: IPv6 is closed, and what
@@ -198,31 +189,26 @@ func (r *Resolver) isPublic(addr netip.Addr) bool {
 
 // find looks a question up in the cache and with the host's resolvers, once
 // for all who ask at a time.
-func (r *Resolver) find(ctx context.Context, q *query) (*found, error) {
+func (r *Resolver) find(q *query) *found {
 	k := key{q.name, q.Qtype}
 	if f := r.cache.get(k, time.Now()); f != nil {
-		return f, nil
+		return f
 	}
-	result := r.flights.DoChan(fmt.Sprintf("%d %s", k.qtype, k.name), func() (any, error) {
+	f, _, _ := r.flights.Do(fmt.Sprintf("%d %s", k.qtype, k.name), func() (any, error) {
 		f := r.ask(r.ctx, k)
 		r.cache.put(k, f)
 		return f, nil
 	})
-	select {
-	case result := <-result:
-		return result.Val.(*found), nil
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
+	return f.(*found)
 }
 
 // tell makes a reply of f, after it has opened the way to the addresses.
-func (r *Resolver) tell(ctx context.Context, q *query, f *found) *dns.Msg {
+func (r *Resolver) tell(q *query, f *found) *dns.Msg {
 	ttl := max(0, time.Until(f.until))
 	records := f.records
 	if q.Qtype == dns.TypeA {
 		var err error
-		if records, err = r.admit(ctx, q, records, ttl); err != nil {
+		if records, err = r.admit(q, records, ttl); err != nil {
 			return q.reply(dns.RcodeServerFailure)
 		}
 	}
@@ -238,7 +224,7 @@ func (r *Resolver) tell(ctx context.Context, q *query, f *found) *dns.Msg {
 
 // admit returns those of the records that the guest may know, once the
 // firewall knows them too.
-func (r *Resolver) admit(ctx context.Context, q *query, records []dns.RR, ttl time.Duration) ([]dns.RR, error) {
+func (r *Resolver) admit(q *query, records []dns.RR, ttl time.Duration) ([]dns.RR, error) {
 	r.changing.RLock()
 	defer r.changing.RUnlock()
 	if !allows(r.current, q.name) {
@@ -257,7 +243,7 @@ func (r *Resolver) admit(ctx context.Context, q *query, records []dns.RR, ttl ti
 	if len(missing) == 0 {
 		return kept, nil
 	}
-	ctx, cancel := context.WithTimeout(ctx, openTime)
+	ctx, cancel := context.WithTimeout(r.ctx, openTime)
 	defer cancel()
 	lasting := openFor(ttl)
 	r.opened.opening(missing, time.Now().Add(lasting))

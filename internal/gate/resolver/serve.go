@@ -1,10 +1,8 @@
 package resolver
 
 import (
-	"context"
 	"encoding/binary"
 	"errors"
-	"io"
 	"net"
 	"time"
 
@@ -18,20 +16,20 @@ const (
 	maxStreams   = 32
 )
 
-// A stream is closed that brings no question for streamIdle; acceptPause is
-// how long nothing is read after that has failed.
+// A stream is closed that brings no question for streamIdle; readPause is how
+// long nothing is read after that has failed.
 const (
-	streamIdle  = 10 * time.Second
-	acceptPause = 100 * time.Millisecond
+	streamIdle = 10 * time.Second
+	readPause  = 100 * time.Millisecond
 )
 
 // ServePacket answers what comes by UDP until the socket is closed, or the
 // Resolver.
 func (r *Resolver) ServePacket(conn net.PacketConn) error {
-	if !r.hold(conn) {
+	if !r.server.Hold(conn) {
 		return nil
 	}
-	defer r.release(conn)
+	defer r.server.Release(conn)
 	buffer := make([]byte, maxQuery)
 	for {
 		n, from, err := conn.ReadFrom(buffer)
@@ -39,7 +37,7 @@ func (r *Resolver) ServePacket(conn net.PacketConn) error {
 		case errors.Is(err, net.ErrClosed):
 			return nil
 		case err != nil:
-			time.Sleep(acceptPause)
+			time.Sleep(readPause)
 			continue
 		}
 		select {
@@ -48,9 +46,9 @@ func (r *Resolver) ServePacket(conn net.PacketConn) error {
 			continue
 		}
 		packet := append([]byte(nil), buffer[:n]...)
-		r.serving.Go(func() {
+		r.answering.Go(func() {
 			defer func() { <-r.places }()
-			if reply := r.respond(r.ctx, packet, "udp"); reply != nil {
+			if reply := r.respond(packet, "udp"); reply != nil {
 				conn.WriteTo(reply, from)
 			}
 		})
@@ -60,46 +58,18 @@ func (r *Resolver) ServePacket(conn net.PacketConn) error {
 // ServeStream answers what comes by TCP until the listener is closed, or the
 // Resolver.
 func (r *Resolver) ServeStream(listener net.Listener) error {
-	if !r.hold(listener) {
-		return nil
-	}
-	defer r.release(listener)
-	for {
-		conn, err := listener.Accept()
-		switch {
-		case errors.Is(err, net.ErrClosed):
-			return nil
-		case err != nil:
-			time.Sleep(acceptPause)
-			continue
-		}
-		select {
-		case r.streams <- struct{}{}:
-		default:
-			conn.Close()
-			continue
-		}
-		r.serving.Go(func() {
-			defer func() { <-r.streams }()
-			r.converse(conn)
-		})
-	}
+	return r.server.Accept(listener, maxStreams, r.converse, func(net.Conn) {})
 }
 
 // converse answers one question after another.
 func (r *Resolver) converse(conn net.Conn) {
-	defer conn.Close()
-	if !r.hold(conn) {
-		return
-	}
-	defer r.release(conn)
 	for {
 		conn.SetDeadline(time.Now().Add(streamIdle))
 		packet, err := readFrame(conn, maxQuery)
 		if err != nil {
 			return
 		}
-		reply := r.respond(r.ctx, packet, "tcp")
+		reply := r.respond(packet, "tcp")
 		if reply == nil {
 			return
 		}
@@ -111,10 +81,10 @@ func (r *Resolver) converse(conn net.Conn) {
 }
 
 // respond answers a packet, or has nothing to say to it.
-func (r *Resolver) respond(ctx context.Context, packet []byte, network string) []byte {
+func (r *Resolver) respond(packet []byte, network string) []byte {
 	q, reply := parse(packet, network)
 	if q != nil {
-		reply = r.answer(ctx, q)
+		reply = r.answer(q)
 		reply.Truncate(q.size)
 	}
 	if reply == nil {
@@ -129,36 +99,11 @@ func (r *Resolver) respond(ctx context.Context, packet []byte, network string) [
 	return wire
 }
 
-// hold remembers a socket for Close, unless that has been called.
-func (r *Resolver) hold(socket io.Closer) bool {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if r.closed {
-		socket.Close()
-		return false
-	}
-	r.serving.Add(1)
-	r.sockets[socket] = true
-	return true
-}
-
-func (r *Resolver) release(socket io.Closer) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	delete(r.sockets, socket)
-	r.serving.Done()
-}
-
 // Close ends all that Serve... has begun, and waits for it. The sockets that
 // they were given are closed.
 func (r *Resolver) Close() error {
 	r.cancel()
-	r.mu.Lock()
-	r.closed = true
-	for socket := range r.sockets {
-		socket.Close()
-	}
-	r.mu.Unlock()
-	r.serving.Wait()
+	r.server.Close()
+	r.answering.Wait()
 	return nil
 }
