@@ -165,7 +165,7 @@ func (s *networkServer) setPolicy(o PolicyOrder) (killed int, err error) {
 		return 0, errors.New("not begun yet")
 	}
 	closed := s.resolver.SetPolicy(o.Policy)
-	s.proxy.SetPolicy(o.Policy, o.Kill)
+	killed = s.proxy.SetPolicy(o.Policy, o.Kill)
 	return killed, s.requests.Shut(closed)
 }
 

@@ -75,8 +75,9 @@ func New(c Config) *Proxy {
 }
 
 func dial(ctx context.Context, addr netip.AddrPort) (net.Conn, error) {
+	// DialTCP would bind first, which the gate may not.
 	var d net.Dialer
-	return d.DialTCP(ctx, "tcp4", netip.AddrPort{}, addr)
+	return d.DialContext(ctx, "tcp4", addr.String())
 }
 
 // Serve passes on what listener accepts until it is closed.
@@ -115,19 +116,22 @@ func (p *Proxy) release(f *flow) {
 }
 
 // SetPolicy replaces the policy for new connections and further requests.
-// With kill it also cuts the connections that it does not allow.
-func (p *Proxy) SetPolicy(to policy.Policy, kill bool) {
+// With kill it also cuts the connections that it does not allow, and tells how
+// many.
+func (p *Proxy) SetPolicy(to policy.Policy, kill bool) (cut int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.policy = to
 	if !kill {
-		return
+		return 0
 	}
 	for f := range p.flows {
 		if f.passing && !keeps(to, f) {
 			f.cutLocked()
+			cut++
 		}
 	}
+	return cut
 }
 
 // keeps tells whether p allows what f has been allowed before.
