@@ -15,8 +15,9 @@ TESTENV := VMSAN_TEST_ROOT=1 VMSAN_TEST_STATE=$(STATE) VMSAN_TEST_BINARY=$(CURDI
 # The packages that vmsan itself needs on a Debian host, and those that only
 # its tests need.
 PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs
-# libprotobuf-dev has the types that ours import.
-TESTPKGS := nodejs npm iproute2 procps protobuf-compiler libprotobuf-dev
+# libprotobuf-dev has the types that ours import; clones are tested on file
+# systems that share blocks.
+TESTPKGS := btrfs-progs xfsprogs nodejs npm iproute2 procps protobuf-compiler libprotobuf-dev
 
 .PHONY: help
 help:

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/internal/scratch"
+	"github.com/vmsan/vmsan/internal/sparse"
 )
 
 // Method is how a disk was cloned.
@@ -72,21 +73,15 @@ func copyExtents(out, in *os.File) error {
 	if err := out.Truncate(info.Size()); err != nil {
 		return err
 	}
-	for end := int64(0); ; {
-		start, err := in.Seek(end, unix.SEEK_DATA)
-		if errors.Is(err, unix.ENXIO) {
-			return nil // no data behind end
+	for e, err := range sparse.Extents(in) {
+		if err == nil {
+			err = copyRange(out, in, e.Start, e.End-e.Start)
 		}
 		if err != nil {
 			return err
 		}
-		if end, err = in.Seek(start, unix.SEEK_HOLE); err != nil {
-			return err
-		}
-		if err := copyRange(out, in, start, end-start); err != nil {
-			return err
-		}
 	}
+	return nil
 }
 
 func copyRange(out, in *os.File, at, n int64) error {

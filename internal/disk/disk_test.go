@@ -158,8 +158,8 @@ func TestBlankWithoutMkfs(t *testing.T) {
 	}
 }
 
-// sparse makes a file with data at its start, in its middle and at its end.
-func sparse(t *testing.T) (path string, content []byte) {
+// sparseFile makes a file with data at its start, in its middle and at its end.
+func sparseFile(t *testing.T) (path string, content []byte) {
 	t.Helper()
 	path = filepath.Join(t.TempDir(), "src")
 	content = make([]byte, 8<<20)
@@ -182,7 +182,7 @@ func sparse(t *testing.T) (path string, content []byte) {
 }
 
 func TestCopyExtentsKeepsHoles(t *testing.T) {
-	src, want := sparse(t)
+	src, want := sparseFile(t)
 	in, err := os.Open(src)
 	if err != nil {
 		t.Fatal(err)
@@ -227,7 +227,7 @@ func TestCloneOfAllHole(t *testing.T) {
 }
 
 func TestCloneKeepsWhatIsThere(t *testing.T) {
-	src, _ := sparse(t)
+	src, _ := sparseFile(t)
 	dst := filepath.Join(t.TempDir(), "dst")
 	if err := os.WriteFile(dst, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)

@@ -32,6 +32,11 @@ type Spec struct {
 	Stdin, Stdout, Stderr *os.File
 	// Files become the descriptors from 3 up.
 	Files []*os.File
+	// Opens are files that the child gets when it opens a path for reading
+	// and writing, instead of whatever is there, with the rights that they
+	// were opened with. They have to stay open until the child has them.
+	// Optional; needs Linux 5.14.
+	Opens map[string]*os.File
 
 	// Root is the child's root file system. Optional; needs root.
 	Root *Root
@@ -85,16 +90,19 @@ func Start(spec Spec) (*Process, error) {
 	p := &Process{done: make(chan struct{})}
 	started := make(chan error, 1)
 	go onThreadOfItsOwn(func() {
-		process, err := fork(spec)
+		process, opens, err := fork(spec)
 		p.process = process
-		started <- err
 		if err != nil {
+			opens.close()
+			started <- err
 			return
 		}
+		started <- nil
 		// The thread has to live as long as the child, which gets its
 		// parent-death signal when the thread that forked it ends
 		// (prctl(2), PR_SET_PDEATHSIG).
 		p.state, p.err = process.Wait()
+		opens.close()
 		close(p.done)
 	})
 	if err := <-started; err != nil {
@@ -156,14 +164,15 @@ func KeepFiles() error {
 	return nil
 }
 
-// fork starts the child from the calling thread.
-func fork(spec Spec) (process *os.Process, err error) {
+// fork starts the child from the calling thread. What answers its opens is
+// returned on error too.
+func fork(spec Spec) (process *os.Process, answering *opens, err error) {
 	if err := KeepFiles(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	defer null.Close()
 	attr := &os.ProcAttr{
@@ -176,13 +185,13 @@ func fork(spec Spec) (process *os.Process, err error) {
 	}
 	if spec.Network != nil {
 		if err := unix.Setns(int(spec.Network.Fd()), unix.CLONE_NEWNET); err != nil {
-			return nil, fmt.Errorf("enter network namespace: %w", err)
+			return nil, nil, fmt.Errorf("enter network namespace: %w", err)
 		}
 	}
 	if spec.Cgroup != nil {
 		entry, err := spec.Cgroup.Enter()
 		if err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		// A thread that stayed behind would be limited, and counted, with
 		// the child.
@@ -193,14 +202,20 @@ func fork(spec Spec) (process *os.Process, err error) {
 	}
 	if spec.Root != nil {
 		if err := spec.Root.enter(spec.User); err != nil {
-			return nil, err
+			return nil, nil, err
 		}
 		attr.Dir = "/"
 	}
 	if err := dropPrivileges(); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
-	return os.StartProcess(spec.Path, append([]string{spec.Path}, spec.Args...), attr)
+	if len(spec.Opens) > 0 {
+		if answering, err = watchOpens(spec.Opens); err != nil {
+			return nil, nil, err
+		}
+	}
+	process, err = os.StartProcess(spec.Path, append([]string{spec.Path}, spec.Args...), attr)
+	return process, answering, err
 }
 
 // afterLeaving ends a child whose cgroup its parent could not leave.

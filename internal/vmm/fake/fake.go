@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"sync/atomic"
 
 	"github.com/vmsan/vmsan/internal/link"
 	"github.com/vmsan/vmsan/internal/vmm"
@@ -29,7 +30,7 @@ type Driver struct {
 
 // Features says what the driver can do.
 func (*Driver) Features() vmm.Features {
-	return vmm.Features{Name: "fake", Accelerators: []vmm.Accelerator{vmm.TCG}, MinMemoryMiB: 64}
+	return vmm.Features{Name: "fake", Accelerators: []vmm.Accelerator{vmm.TCG}, MinMemoryMiB: 64, Snapshots: true, Seals: true}
 }
 
 // Version is the fake's own.
@@ -46,19 +47,24 @@ func (d *Driver) Start(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
 			return nil, fmt.Errorf("start guest: %w", err)
 		}
 	}
-	vm, theirs, err := newMachine()
+	vm, theirs, err := newMachine(spec)
 	if err != nil {
 		return nil, err
 	}
-	d.mu.Lock()
-	d.started = append(d.started, Describe(spec))
-	d.vms = append(d.vms, vm)
-	d.mu.Unlock()
+	d.keep(vm, Describe(spec))
 	vm.run(theirs, d.Silent)
 	return vm, nil
 }
 
-// Started is what each Start was given, in the form of Describe.
+func (d *Driver) keep(vm *Machine, described string) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.started = append(d.started, described)
+	d.vms = append(d.vms, vm)
+}
+
+// Started is what each Start was given, in the form of Describe; a Restore
+// has "restored" in front.
 func (d *Driver) Started() []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
@@ -82,6 +88,9 @@ func Describe(s vmm.Spec) string {
 	for _, d := range s.Disks {
 		line("disk %s: %s", d.Name, map[bool]string{true: "read-only", false: "writable"}[d.ReadOnly])
 	}
+	if s.NIC != nil {
+		line("network device: %s", s.NIC.MAC)
+	}
 	if s.Jail.User != nil {
 		line("jail: user %d, group %d", s.Jail.User.UID, s.Jail.User.GID)
 	}
@@ -97,9 +106,11 @@ func Describe(s vmm.Spec) string {
 // Machine is a guest that runs in this process. Its methods besides vmm.VM's
 // are what a test can do to it.
 type Machine struct {
+	spec  vmm.Spec
 	link  vmm.Link
 	gate  *pausable
 	guest *guest
+	saved atomic.Bool // since it was paused
 
 	end  sync.Once
 	exit vmm.Exit
@@ -107,8 +118,9 @@ type Machine struct {
 	done chan struct{}
 }
 
-func newMachine() (vm *Machine, theirs vmm.Link, err error) {
-	vm = &Machine{gate: newPausable(), gone: make(chan struct{}), done: make(chan struct{})}
+func newMachine(spec vmm.Spec) (vm *Machine, theirs vmm.Link, err error) {
+	vm = &Machine{spec: spec, gate: newPausable(), gone: make(chan struct{}), done: make(chan struct{})}
+	vm.guest = &guest{powerOff: func() { vm.finish(vmm.Exit{Reason: "the guest shut down", Clean: true}) }}
 	for _, s := range []struct {
 		name         string
 		ours, theirs **os.File
@@ -128,7 +140,7 @@ func newMachine() (vm *Machine, theirs vmm.Link, err error) {
 
 // run runs the guest on its ends of the link, until Stop or its own end.
 func (vm *Machine) run(theirs vmm.Link, silent bool) {
-	vm.guest = &guest{link: theirs, powerOff: func() { vm.finish(vmm.Exit{Reason: "the guest shut down", Clean: true}) }}
+	vm.guest.link = theirs
 	fmt.Fprintf(theirs.Console, "fake guest: it has no kernel that could print anything at boot\r\n")
 	if !silent {
 		control, data := vm.gate.port(theirs.Control), vm.gate.port(theirs.Data)
@@ -195,6 +207,7 @@ func (vm *Machine) Resume(context.Context) error {
 	case <-vm.gone:
 		return errEnded
 	default:
+		vm.saved.Store(false)
 		vm.gate.open()
 		return nil
 	}
@@ -206,19 +219,3 @@ func (vm *Machine) Stop(context.Context) error {
 	<-vm.done
 	return nil
 }
-
-// CPU is not known yet.
-func (*Driver) CPU(vmm.Accelerator) (vmm.CPU, error) { return vmm.CPU{}, errors.ErrUnsupported }
-
-// Seal is for drivers with snapshots.
-func (*Driver) Seal(context.Context, vmm.Spec, vmm.Saved, vmm.Saved) error {
-	return errors.ErrUnsupported
-}
-
-// Restore is for drivers with snapshots.
-func (*Driver) Restore(context.Context, vmm.Spec, vmm.Saved) (vmm.VM, error) {
-	return nil, errors.ErrUnsupported
-}
-
-// Save is for drivers with snapshots.
-func (*Machine) Save(context.Context, vmm.Saved) error { return errors.ErrUnsupported }

@@ -1,6 +1,7 @@
 package fake_test
 
 import (
+	"net"
 	"os"
 	"path/filepath"
 	"testing"
@@ -37,11 +38,13 @@ func TestDescribe(t *testing.T) {
 	s := spec(t)
 	s.Cmdline = []string{"vmsan.init=/sbin/init"}
 	s.Disks = []vmm.Disk{{Name: "image", ReadOnly: true}, {Name: "overlay"}}
+	s.NIC = &vmm.NIC{MAC: net.HardwareAddr{2, 0, 0, 0, 0, 1}}
 	s.Jail = vmm.Jail{User: &jail.User{UID: 7, GID: 8}, NoSeccomp: true}
 	want := `machine vmtest: 1 CPUs, 128 MiB, tcg
 kernel: vmsan.init=/sbin/init
 disk image: read-only
 disk overlay: writable
+network device: 02:00:00:00:00:01
 jail: user 7, group 8
 jail: no seccomp
 `

@@ -2,6 +2,7 @@ package fake
 
 import (
 	"context"
+	"io"
 	"net/http"
 	"os"
 	"slices"
@@ -28,11 +29,17 @@ type guest struct {
 
 	mu       sync.Mutex
 	identity []link.Identity
+	files    map[string]string // what the guest has in its memory
 }
+
+// maxFile bounds a file in bytes.
+const maxFile = 1 << 20
 
 func (g *guest) serve(listener *link.Guest) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /health", func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusNoContent) })
+	mux.HandleFunc("GET /files", g.download)
+	mux.HandleFunc("POST /files", g.upload)
 	mux.Handle(guestv1connect.NewHostHandler(g))
 	g.server = &http.Server{Handler: mux}
 	g.serving.Go(func() { g.server.Serve(listener) })
@@ -45,6 +52,31 @@ func (g *guest) close() {
 		g.serving.Wait()
 	}
 	g.link.Close()
+}
+
+func (g *guest) download(w http.ResponseWriter, r *http.Request) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	text, ok := g.files[r.URL.Query().Get("path")]
+	if !ok {
+		http.NotFound(w, r)
+		return
+	}
+	io.WriteString(w, text)
+}
+
+func (g *guest) upload(w http.ResponseWriter, r *http.Request) {
+	text, err := io.ReadAll(io.LimitReader(r.Body, maxFile))
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	if g.files == nil {
+		g.files = map[string]string{}
+	}
+	g.files[r.URL.Query().Get("path")] = string(text)
 }
 
 func (g *guest) identify(id link.Identity) error {
@@ -99,6 +131,12 @@ func (p *pausable) wait() {
 	for p.paused {
 		p.changed.Wait()
 	}
+}
+
+func (p *pausable) isShut() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.paused
 }
 
 // port is the guest's end of a port.

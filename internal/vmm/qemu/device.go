@@ -50,7 +50,7 @@ const tcgCacheMiB = 64
 const tcgCPU = "max,erms=off,fsrm=off,la57=off"
 
 func (m machine) addTo(c *command) {
-	c.add("-M", board())
+	c.add("-M", boardName()+",suppress-vmdesc=on,memory-backend="+ramID)
 	switch m.accelerator {
 	case vmm.KVM:
 		c.add("-accel", "kvm", "-cpu", "host")
@@ -61,15 +61,47 @@ func (m machine) addTo(c *command) {
 	c.add("-nodefaults", "-no-user-config", "-display", "none", "-no-reboot")
 }
 
-// board is the smallest machine QEMU has for the architecture. On x86 the
+// boardName is the smallest machine QEMU has for the architecture. On x86 the
 // two timer chips that nothing needs are left out: with the PIT a busy host
 // makes one boot in five hang.
-func board() string {
+func boardName() string {
 	if runtime.GOARCH == "arm64" {
 		return "virt"
 	}
 	return "microvm,pit=off,pic=off,rtc=on"
 }
+
+// ramID is the name of the guest's memory, by which a saved machine finds it
+// again.
+const ramID = "ram"
+
+// ram is the memory of a guest that boots: nobody else's.
+type ram struct{ mib int }
+
+func (r ram) addTo(c *command) {
+	c.add("-object", fmt.Sprintf("memory-backend-ram,id=%s,size=%dM", ramID, r.mib))
+}
+
+// memoryPath is what QEMU opens to get at fileRAM. Nothing need be there: the
+// jail has the file.
+const memoryPath = "/memory"
+
+// fileRAM is memory in a file. If it is shared, what is written to it is
+// written to the file; if not, it is a copy that is made page by page.
+type fileRAM struct {
+	mib    int
+	shared bool
+}
+
+func (r fileRAM) addTo(c *command) {
+	c.add("-object", fmt.Sprintf("memory-backend-file,id=%s,size=%dM,mem-path=%s,share=%s", ramID, r.mib, memoryPath, onOff(r.shared)))
+}
+
+// incoming has the machine wait for the state that it is to go on from, and
+// then for its CPUs to be let go.
+type incoming struct{}
+
+func (incoming) addTo(c *command) { c.add("-S", "-incoming", "defer") }
 
 // kernel is what the machine starts.
 type kernel struct {
@@ -132,7 +164,20 @@ func (d disk) addTo(c *command) {
 	c.add("-blockdev", fmt.Sprintf(
 		"driver=raw,node-name=%s,read-only=%s,discard=unmap,file.driver=file,file.filename=/dev/fdset/%d,file.locking=off",
 		d.Name, onOff(d.ReadOnly), n))
+	c.addDisk(d)
+}
+
+func (c *command) addDisk(d disk) {
 	c.add("-device", fmt.Sprintf("virtio-blk-device,drive=%s,bus=virtio-mmio-bus.%d", d.Name, d.bus))
+}
+
+// blankDisk has the place of a disk in a machine that never runs: it has no
+// file that could be read or written.
+type blankDisk struct{ disk }
+
+func (d blankDisk) addTo(c *command) {
+	c.add("-blockdev", fmt.Sprintf("driver=null-co,node-name=%s,read-only=%s,discard=unmap", d.Name, onOff(d.ReadOnly)))
+	c.addDisk(d.disk)
 }
 
 // nic is a network device on a tap.

@@ -14,7 +14,7 @@ import (
 )
 
 // partsList writes a machine as it is built, a part a line.
-func partsList(t *testing.T, spec vmm.Spec) string {
+func partsList(t *testing.T, parts func(vmm.Spec, ends) []device, spec vmm.Spec) string {
 	t.Helper()
 	var c command
 	var b strings.Builder
@@ -38,31 +38,66 @@ func testSpec() vmm.Spec {
 }
 
 func TestPartsEmulated(t *testing.T) {
-	want := `-M microvm,pit=off,pic=off,rtc=on -accel tcg,tb-size=64 -cpu max,erms=off,fsrm=off,la57=off -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot
--kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on cryptomgr.notests tsc_early_khz=N tsc=reliable mitigations=off vmsan.init=/sbin/init
+	want := `-M microvm,pit=off,pic=off,rtc=on,suppress-vmdesc=on,memory-backend=ram -accel tcg,tb-size=64 -cpu max,erms=off,fsrm=off,la57=off -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot
 -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
 -chardev socket,id=console,fd=4 -serial chardev:console
 -chardev socket,id=control,fd=5 -chardev socket,id=data,fd=6 -device virtio-serial-device,id=link,max_ports=3 -device virtserialport,bus=link.0,nr=1,chardev=control,name=vmsan.control -device virtserialport,bus=link.0,nr=2,chardev=data,name=vmsan.data
 -object rng-builtin,id=entropy -device virtio-rng-device,rng=entropy
+-object memory-backend-ram,id=ram,size=512M
+-kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on cryptomgr.notests tsc_early_khz=N tsc=reliable mitigations=off vmsan.init=/sbin/init
 -add-fd fd=7,set=7 -blockdev driver=raw,node-name=image,read-only=on,discard=unmap,file.driver=file,file.filename=/dev/fdset/7,file.locking=off -device virtio-blk-device,drive=image,bus=virtio-mmio-bus.7
 -add-fd fd=8,set=8 -blockdev driver=raw,node-name=overlay,read-only=off,discard=unmap,file.driver=file,file.filename=/dev/fdset/8,file.locking=off -device virtio-blk-device,drive=overlay,bus=virtio-mmio-bus.6
 -netdev tap,id=net0,fd=9 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,bus=virtio-mmio-bus.2
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 `
-	compare(t, partsList(t, testSpec()), want)
+	compare(t, partsList(t, parts, testSpec()), want)
 }
 
 func TestPartsKVM(t *testing.T) {
 	spec := testSpec()
 	spec.Accelerator, spec.Disks, spec.NIC, spec.Cmdline, spec.Jail.NoSeccomp = vmm.KVM, nil, nil, nil, true
-	want := `-M microvm,pit=off,pic=off,rtc=on -accel kvm -cpu host -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot
--kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on cryptomgr.notests
+	want := `-M microvm,pit=off,pic=off,rtc=on,suppress-vmdesc=on,memory-backend=ram -accel kvm -cpu host -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot
 -chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
 -chardev socket,id=console,fd=4 -serial chardev:console
 -chardev socket,id=control,fd=5 -chardev socket,id=data,fd=6 -device virtio-serial-device,id=link,max_ports=3 -device virtserialport,bus=link.0,nr=1,chardev=control,name=vmsan.control -device virtserialport,bus=link.0,nr=2,chardev=data,name=vmsan.data
 -object rng-builtin,id=entropy -device virtio-rng-device,rng=entropy
+-object memory-backend-ram,id=ram,size=512M
+-kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on cryptomgr.notests
 `
-	compare(t, partsList(t, spec), want)
+	compare(t, partsList(t, parts, spec), want)
+}
+
+func TestPartsRestored(t *testing.T) {
+	want := `-M microvm,pit=off,pic=off,rtc=on,suppress-vmdesc=on,memory-backend=ram -accel tcg,tb-size=64 -cpu max,erms=off,fsrm=off,la57=off -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot
+-chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
+-chardev socket,id=console,fd=4 -serial chardev:console
+-chardev socket,id=control,fd=5 -chardev socket,id=data,fd=6 -device virtio-serial-device,id=link,max_ports=3 -device virtserialport,bus=link.0,nr=1,chardev=control,name=vmsan.control -device virtserialport,bus=link.0,nr=2,chardev=data,name=vmsan.data
+-object rng-builtin,id=entropy -device virtio-rng-device,rng=entropy
+-object memory-backend-file,id=ram,size=512M,mem-path=/memory,share=off
+-S -incoming defer
+-add-fd fd=7,set=7 -blockdev driver=raw,node-name=image,read-only=on,discard=unmap,file.driver=file,file.filename=/dev/fdset/7,file.locking=off -device virtio-blk-device,drive=image,bus=virtio-mmio-bus.7
+-add-fd fd=8,set=8 -blockdev driver=raw,node-name=overlay,read-only=off,discard=unmap,file.driver=file,file.filename=/dev/fdset/8,file.locking=off -device virtio-blk-device,drive=overlay,bus=virtio-mmio-bus.6
+-netdev tap,id=net0,fd=9 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,bus=virtio-mmio-bus.2
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+`
+	compare(t, partsList(t, restoredParts, testSpec()), want)
+}
+
+// The machine that seals has no disk that it could write to.
+func TestPartsSealer(t *testing.T) {
+	want := `-M microvm,pit=off,pic=off,rtc=on,suppress-vmdesc=on,memory-backend=ram -accel tcg,tb-size=64 -cpu max,erms=off,fsrm=off,la57=off -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot
+-chardev socket,id=qmp,fd=3 -mon chardev=qmp,mode=control
+-chardev socket,id=console,fd=4 -serial chardev:console
+-chardev socket,id=control,fd=5 -chardev socket,id=data,fd=6 -device virtio-serial-device,id=link,max_ports=3 -device virtserialport,bus=link.0,nr=1,chardev=control,name=vmsan.control -device virtserialport,bus=link.0,nr=2,chardev=data,name=vmsan.data
+-object rng-builtin,id=entropy -device virtio-rng-device,rng=entropy
+-object memory-backend-file,id=ram,size=512M,mem-path=/memory,share=on
+-S -incoming defer
+-blockdev driver=null-co,node-name=image,read-only=on,discard=unmap -device virtio-blk-device,drive=image,bus=virtio-mmio-bus.7
+-blockdev driver=null-co,node-name=overlay,read-only=off,discard=unmap -device virtio-blk-device,drive=overlay,bus=virtio-mmio-bus.6
+-netdev tap,id=net0,fd=7 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,bus=virtio-mmio-bus.2
+-sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
+`
+	compare(t, partsList(t, sealerParts, testSpec()), want)
 }
 
 func compare(t *testing.T, got, want string) {
@@ -76,7 +111,7 @@ func compare(t *testing.T, got, want string) {
 // are ours, in the jail, or come as descriptors.
 func TestPartsNameNoHostFiles(t *testing.T) {
 	spec := testSpec()
-	list := partsList(t, spec)
+	list := partsList(t, parts, spec)
 	for _, word := range strings.FieldsFunc(list, func(r rune) bool { return strings.ContainsRune(" =,\n", r) }) {
 		if strings.HasPrefix(word, "/") && !strings.HasPrefix(word, "/boot/") && !strings.HasPrefix(word, "/dev/fdset/") && word != "/sbin/init" {
 			t.Errorf("the command line names %s", word)

@@ -40,6 +40,8 @@ func (Driver) Features() vmm.Features {
 		Name:         "qemu",
 		Accelerators: []vmm.Accelerator{vmm.KVM, vmm.TCG},
 		MinMemoryMiB: 64,
+		Snapshots:    true,
+		Seals:        true,
 	}
 }
 
@@ -60,15 +62,34 @@ func (Driver) Version(ctx context.Context) (string, error) {
 
 // Start starts QEMU and returns when it takes commands.
 func (Driver) Start(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
+	vm, err := start(ctx, build{spec: spec, parts: parts})
+	if err != nil {
+		return nil, err
+	}
+	go vm.wait()
+	return vm, nil
+}
+
+// build is what there is to know of a QEMU before it is started.
+type build struct {
+	spec  vmm.Spec
+	parts func(vmm.Spec, ends) []device
+	// memory is what QEMU finds at memoryPath. Nil if it does not look.
+	memory *os.File
+}
+
+// start returns when QEMU takes commands. The machine is abandoned or waited
+// for by the caller.
+func start(ctx context.Context, b build) (*virtualMachine, error) {
 	path, err := exec.LookPath(program())
 	if err != nil {
 		return nil, fmt.Errorf("find QEMU: %w", err)
 	}
-	vm, theirs, err := newMachine(spec.Log)
+	vm, theirs, err := newMachine(b.spec.Log)
 	if err != nil {
 		return nil, err
 	}
-	vm.process, err = launch(path, spec, theirs, vm.output.File())
+	vm.process, err = launch(path, b, theirs, vm.output.File())
 	theirs.close()
 	if err != nil {
 		vm.close()
@@ -77,7 +98,6 @@ func (Driver) Start(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
 	if err := vm.connect(ctx); err != nil {
 		return nil, vm.abandon(err)
 	}
-	go vm.wait()
 	return vm, nil
 }
 
@@ -92,26 +112,44 @@ func (e ends) close() {
 	}
 }
 
-// parts lists what the machine is made of.
+// parts lists what a machine that boots is made of.
 func parts(spec vmm.Spec, e ends) []device {
-	list := []device{
+	return slices.Concat(
+		board(spec, e),
+		[]device{ram{spec.MemoryMiB}, kernel{spec.Kernel, spec.Initramfs, cmdline(spec)}},
+		disks(spec), network(spec), filter(spec))
+}
+
+// board is what every machine has.
+func board(spec vmm.Spec, e ends) []device {
+	return []device{
 		machine{spec.Accelerator, spec.VCPUs, spec.MemoryMiB},
-		kernel{spec.Kernel, spec.Initramfs, cmdline(spec)},
 		qmp{e.qmp},
 		console{e.console},
 		ports{e.control, e.data},
 		entropy{},
 	}
+}
+
+func disks(spec vmm.Spec) (list []device) {
 	for i, d := range spec.Disks {
 		list = append(list, disk{d, firstDiskBus - i})
 	}
-	if spec.NIC != nil {
-		list = append(list, nic{*spec.NIC})
-	}
-	if !spec.Jail.NoSeccomp {
-		list = append(list, seccomp{})
-	}
 	return list
+}
+
+func network(spec vmm.Spec) []device {
+	if spec.NIC == nil {
+		return nil
+	}
+	return []device{nic{*spec.NIC}}
+}
+
+func filter(spec vmm.Spec) []device {
+	if spec.Jail.NoSeccomp {
+		return nil
+	}
+	return []device{seccomp{}}
 }
 
 // firstDiskBus is the virtio-mmio slot of the first disk: the machine's last,
@@ -139,15 +177,18 @@ func cmdline(spec vmm.Spec) []string {
 	return append(words, spec.Cmdline...)
 }
 
-func launch(path string, spec vmm.Spec, e ends, output *os.File) (*jail.Process, error) {
-	jailed := jail.Spec{Path: path, Stdout: output, Stderr: output, Cgroup: spec.Jail.Cgroup, User: spec.Jail.User}
-	if spec.Jail.User != nil {
-		jailed.Root = root(path, spec)
+func launch(path string, b build, e ends, output *os.File) (*jail.Process, error) {
+	jailed := jail.Spec{Path: path, Stdout: output, Stderr: output, Cgroup: b.spec.Jail.Cgroup, User: b.spec.Jail.User}
+	if b.spec.Jail.User != nil {
+		jailed.Root = root(path, b.spec)
 		jailed.Namespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
-		spec.Kernel, spec.Initramfs = jailKernel, jailInitramfs
+		b.spec.Kernel, b.spec.Initramfs = jailKernel, jailInitramfs
+	}
+	if b.memory != nil {
+		jailed.Opens = map[string]*os.File{memoryPath: b.memory}
 	}
 	var c command
-	for _, part := range parts(spec, e) {
+	for _, part := range b.parts(b.spec, e) {
 		part.addTo(&c)
 	}
 	jailed.Args, jailed.Files = c.args, c.files
@@ -161,17 +202,16 @@ const (
 )
 
 // root is all that QEMU sees of the host's files: itself with its libraries
-// and firmware, the kernel, and, for KVM, that one device. It cannot be empty,
-// because QEMU is linked dynamically.
+// and firmware, the kernel if it is to boot one, and, for KVM, that one
+// device. It cannot be empty, because QEMU is linked dynamically.
 func root(path string, spec vmm.Spec) *jail.Root {
 	r := &jail.Root{
 		Mount: spec.Jail.Root,
-		Binds: []jail.Bind{
-			{Source: spec.Kernel, Target: jailKernel},
-			{Source: spec.Initramfs, Target: jailInitramfs},
-			{Source: path, Target: path},
-		},
+		Binds: []jail.Bind{{Source: path, Target: path}},
 		Links: map[string]string{},
+	}
+	if spec.Kernel != "" {
+		r.Binds = append(r.Binds, jail.Bind{Source: spec.Kernel, Target: jailKernel}, jail.Bind{Source: spec.Initramfs, Target: jailInitramfs})
 	}
 	for _, prefix := range slices.Compact([]string{"/usr", filepath.Dir(filepath.Dir(path))}) {
 		for _, dir := range []string{"lib", "lib32", "lib64", "libexec", "share/qemu", "share/seabios"} {
@@ -211,10 +251,12 @@ type virtualMachine struct {
 	guestEnd atomic.Pointer[string] // how the guest ended itself
 	stopped  atomic.Bool            // Stop was called
 	done     chan struct{}
+
+	migration chan string // the states that a migration goes through
 }
 
 func newMachine(log *os.File) (vm *virtualMachine, theirs ends, err error) {
-	vm = &virtualMachine{done: make(chan struct{})}
+	vm = &virtualMachine{done: make(chan struct{}), migration: make(chan string, maxStates)}
 	if vm.output, err = vmm.NewOutput(log); err != nil {
 		return nil, ends{}, err
 	}
@@ -268,9 +310,15 @@ var guestEnds = map[string]string{
 }
 
 func (vm *virtualMachine) event(name string, data json.RawMessage) {
-	if name != "SHUTDOWN" {
-		return
+	switch name {
+	case "SHUTDOWN":
+		vm.shutdownEvent(data)
+	case "MIGRATION":
+		vm.migrationEvent(data)
 	}
+}
+
+func (vm *virtualMachine) shutdownEvent(data json.RawMessage) {
 	var shutdown struct{ Reason string }
 	if json.Unmarshal(data, &shutdown) != nil {
 		return
@@ -359,19 +407,3 @@ func (vm *virtualMachine) Stop(ctx context.Context) error {
 	<-vm.done
 	return nil
 }
-
-// CPU is not known yet.
-func (Driver) CPU(vmm.Accelerator) (vmm.CPU, error) { return vmm.CPU{}, errors.ErrUnsupported }
-
-// Seal is for drivers with snapshots.
-func (Driver) Seal(context.Context, vmm.Spec, vmm.Saved, vmm.Saved) error {
-	return errors.ErrUnsupported
-}
-
-// Restore is for drivers with snapshots.
-func (Driver) Restore(context.Context, vmm.Spec, vmm.Saved) (vmm.VM, error) {
-	return nil, errors.ErrUnsupported
-}
-
-// Save is for drivers with snapshots.
-func (*virtualMachine) Save(context.Context, vmm.Saved) error { return errors.ErrUnsupported }

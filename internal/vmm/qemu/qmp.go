@@ -7,7 +7,10 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/internal/vmm"
 )
@@ -98,6 +101,12 @@ func (m *monitor) negotiate(ctx context.Context) error {
 // ctx ends first the monitor is closed: an answer that comes late would be
 // taken for the next command's.
 func (m *monitor) run(ctx context.Context, command string, arguments, result any) error {
+	return m.runWith(ctx, nil, command, arguments, result)
+}
+
+// runWith is run with a file that comes along (QEMU's docs/interop/qmp-spec.txt,
+// "getfd").
+func (m *monitor) runWith(ctx context.Context, file *os.File, command string, arguments, result any) error {
 	select {
 	case m.turn <- struct{}{}:
 		defer func() { <-m.turn }()
@@ -107,7 +116,7 @@ func (m *monitor) run(ctx context.Context, command string, arguments, result any
 		return fmt.Errorf("QEMU %s: %w", command, context.Cause(ctx))
 	}
 	defer context.AfterFunc(ctx, func() { m.conn.Close() })()
-	a, err := m.ask(command, arguments)
+	a, err := m.ask(file, command, arguments)
 	if err != nil {
 		return fmt.Errorf("QEMU %s: %w", command, cause(ctx, err))
 	}
@@ -120,7 +129,7 @@ func (m *monitor) run(ctx context.Context, command string, arguments, result any
 	return nil
 }
 
-func (m *monitor) ask(command string, arguments any) (answer, error) {
+func (m *monitor) ask(file *os.File, command string, arguments any) (answer, error) {
 	request, err := json.Marshal(struct {
 		Execute   string `json:"execute"`
 		Arguments any    `json:"arguments,omitempty"`
@@ -128,7 +137,7 @@ func (m *monitor) ask(command string, arguments any) (answer, error) {
 	if err != nil {
 		return answer{}, err
 	}
-	if _, err := m.conn.Write(append(request, '\n')); err != nil {
+	if err := m.send(append(request, '\n'), file); err != nil {
 		return answer{}, fmt.Errorf("%w: %w", errMonitorClosed, err)
 	}
 	var a answer
@@ -141,6 +150,19 @@ func (m *monitor) ask(command string, arguments any) (answer, error) {
 		return a, a.Error
 	}
 	return a, nil
+}
+
+func (m *monitor) send(request []byte, file *os.File) error {
+	if file == nil {
+		_, err := m.conn.Write(request)
+		return err
+	}
+	conn, ok := m.conn.(*net.UnixConn)
+	if !ok {
+		return fmt.Errorf("pass %s over %T", file.Name(), m.conn)
+	}
+	_, _, err := conn.WriteMsgUnix(request, unix.UnixRights(int(file.Fd())), nil)
+	return err
 }
 
 func cause(ctx context.Context, err error) error {

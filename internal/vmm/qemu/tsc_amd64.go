@@ -32,14 +32,16 @@ func read() reading {
 	return reading{ticks: rdtsc(), clock: time.Duration(now.Nano())}
 }
 
-// tscParameter tells the guest's kernel the rate of its time stamp counter,
-// which under emulation is the host's. It would otherwise calibrate it
-// against a timer that a busy host does not serve in time, and then hang.
-func tscParameter() []string {
+// tscKHz measures the rate of the time stamp counter.
+func tscKHz() uint64 {
 	if wait := started.clock + tscWindow - read().clock; wait > 0 {
 		time.Sleep(wait)
 	}
 	now := read()
-	khz := float64(now.ticks-started.ticks) / float64(now.clock-started.clock) * 1e6
-	return []string{fmt.Sprintf("tsc_early_khz=%d", uint64(khz))}
+	return uint64(float64(now.ticks-started.ticks) / float64(now.clock-started.clock) * 1e6)
 }
+
+// tscParameter tells the guest's kernel the rate of its time stamp counter,
+// which under emulation is the host's. It would otherwise calibrate it
+// against a timer that a busy host does not serve in time, and then hang.
+func tscParameter() []string { return []string{fmt.Sprintf("tsc_early_khz=%d", tscKHz())} }

@@ -4,6 +4,7 @@ package vmmtest
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -30,6 +31,10 @@ func Run(t *testing.T, driver vmm.Driver, spec func(t *testing.T) vmm.Spec) {
 	t.Run("console", s.console)
 	t.Run("bad spec", s.badSpec)
 	t.Run("start cancelled", s.startCancelled)
+	if driver.Features().Snapshots {
+		t.Run("snapshots", s.snapshots)
+		t.Run("end while saving", s.endWhileSaving)
+	}
 }
 
 type suite struct {
@@ -64,13 +69,19 @@ func (s suite) start(t *testing.T) (context.Context, vmm.VM) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	attend(t, ctx, vm)
+	return ctx, vm
+}
+
+// attend does for a machine what its monitor would.
+func attend(t *testing.T, ctx context.Context, vm vmm.VM) {
+	t.Helper()
 	t.Cleanup(func() {
 		if err := vm.Stop(ctx); err != nil {
 			t.Errorf("stop: %v", err)
 		}
 	})
 	drain(t, vm)
-	return ctx, vm
 }
 
 // drain takes what the guest prints, as a gate does.
@@ -100,19 +111,34 @@ func dial(t *testing.T, ctx context.Context, vm vmm.VM) *link.Host {
 
 // health asks the guest's agent over a stream of its own.
 func health(ctx context.Context, host *link.Host) error {
+	_, err := ask(ctx, host, http.MethodGet, "/health", "")
+	return err
+}
+
+// maxAnswer bounds what is read of an answer, in bytes.
+const maxAnswer = 1 << 20
+
+// ask makes a request over a stream of its own.
+func ask(ctx context.Context, host *link.Host, method, path, body string) (answer string, err error) {
 	client := http.Client{Transport: &http.Transport{
 		DisableKeepAlives: true,
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return host.Dial(ctx) },
 	}}
-	request, err := http.NewRequestWithContext(ctx, "GET", "http://guest/health", nil)
+	request, err := http.NewRequestWithContext(ctx, method, "http://guest"+path, strings.NewReader(body))
 	if err != nil {
-		return err
+		return "", err
 	}
+	request.Header.Set("Content-Type", "application/octet-stream")
 	response, err := client.Do(request)
 	if err != nil {
-		return err
+		return "", err
 	}
-	return response.Body.Close()
+	defer response.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(response.Body, maxAnswer))
+	if err == nil && response.StatusCode/100 != 2 {
+		err = fmt.Errorf("%s %s: %s: %s", method, path, response.Status, text)
+	}
+	return string(text), err
 }
 
 func (s suite) version(t *testing.T) {

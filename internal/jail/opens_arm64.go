@@ -1,0 +1,6 @@
+package jail
+
+import "golang.org/x/sys/unix"
+
+// auditArch is how filters call this architecture.
+const auditArch = unix.AUDIT_ARCH_AARCH64
