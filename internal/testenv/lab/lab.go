@@ -30,9 +30,11 @@ var (
 	Neighbour = netip.MustParseAddr("10.20.0.9") // in the host's LAN
 	Metadata  = netip.MustParseAddr("169.254.169.254")
 
-	// Resolver is the host's, and the others are more of the internet's.
+	// Resolver is the host's, and the others are more of the internet's, all
+	// with the same zone.
 	Resolver       = netip.MustParseAddr("198.51.100.53")
 	OtherResolver  = netip.MustParseAddr("198.51.100.54")
+	ThirdResolver  = netip.MustParseAddr("203.0.113.140")
 	PublicResolver = netip.MustParseAddr("8.8.8.8")
 
 	Server6 = netip.MustParseAddr("2001:db8:100::10") // in the internet

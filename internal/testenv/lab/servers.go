@@ -81,7 +81,7 @@ func (l *Lab) serve() error {
 			}
 		}
 	}
-	for _, address := range []netip.Addr{Resolver, OtherResolver, PublicResolver} {
+	for _, address := range []netip.Addr{Resolver, OtherResolver, ThirdResolver, PublicResolver} {
 		if err := internet.dns(address); err != nil {
 			return err
 		}
@@ -298,6 +298,8 @@ func (p place) serveDNS(server *dns.Server) {
 	var serving sync.WaitGroup
 	started := make(chan struct{})
 	server.NotifyStartedFunc = func() { close(started) }
+	// A guest may take seconds for a handshake.
+	server.ReadTimeout, server.WriteTimeout = idle, idle
 	serving.Go(func() { server.ActivateAndServe() })
 	<-started
 	p.close.Add(func() error {
