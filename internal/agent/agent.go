@@ -54,6 +54,8 @@ type Config struct {
 	ReapOrphans bool
 	// PowerOff ends the guest. Default: PowerOff calls are answered with unimplemented.
 	PowerOff func(ctx context.Context, reboot bool) error
+	// Settle does what was put off, before the guest is copied. Optional.
+	Settle func()
 	// Configured is called when the host has said who the guest is. Optional.
 	Configured func()
 	// Kernel does what Host calls ask of the kernel. Default: the real one.
@@ -83,6 +85,9 @@ func (c *Config) setDefaults() {
 		c.KeepBytes = defaultKeepBytes
 	}
 	c.KeepBytes = max(c.KeepBytes, 1<<20)
+	if c.Settle == nil {
+		c.Settle = func() {}
+	}
 	if c.Configured == nil {
 		c.Configured = func() {}
 	}

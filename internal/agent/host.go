@@ -85,8 +85,15 @@ func (a *Agent) identify(id link.Identity) error {
 		request.Network = &guestv1.Network{Address: id.Address.String(), Gateway: id.Gateway.String()}
 		request.Resolver = &guestv1.Resolver{Servers: []string{id.Gateway.String()}}
 	}
+	if id.BootID != "" {
+		request.BootId = &id.BootID
+	}
+	steps := a.configuration(request)
+	if id.Restored {
+		steps = a.awakening(steps)
+	}
 	var failed []error
-	for _, step := range a.configuration(request) {
+	for _, step := range steps {
 		if err := step.do(); err != nil {
 			failed = append(failed, fmt.Errorf("configure guest: %s: %w", step.name, err))
 		}
@@ -298,7 +305,12 @@ func fillFile(file *os.File, text string, mode fs.FileMode) error {
 
 // Freeze makes a disk still, for a copy of it.
 func (s *hostService) Freeze(_ context.Context, request *connect.Request[guestv1.FreezeRequest]) (*connect.Response[guestv1.FreezeResponse], error) {
+	s.agent.config.Settle()
+	if err := s.agent.forest.hold(true); err != nil {
+		return nil, connect.NewError(connect.CodeInternal, fmt.Errorf("hold commands: %w", err))
+	}
 	if err := s.onDisk("freeze", request.Msg.GetMount(), s.agent.config.Kernel.Freeze); err != nil {
+		s.agent.forest.hold(false)
 		return nil, err
 	}
 	return connect.NewResponse(&guestv1.FreezeResponse{}), nil
@@ -307,6 +319,9 @@ func (s *hostService) Freeze(_ context.Context, request *connect.Request[guestv1
 func (s *hostService) Thaw(_ context.Context, request *connect.Request[guestv1.ThawRequest]) (*connect.Response[guestv1.ThawResponse], error) {
 	if err := s.onDisk("thaw", request.Msg.GetMount(), s.agent.config.Kernel.Thaw); err != nil {
 		return nil, err
+	}
+	if err := s.agent.forest.hold(false); err != nil {
+		return nil, connect.NewError(connect.CodeInternal, fmt.Errorf("let commands go on: %w", err))
 	}
 	return connect.NewResponse(&guestv1.ThawResponse{}), nil
 }

@@ -54,6 +54,7 @@ func (k *recordingKernel) AddEntropy(entropy []byte) error {
 func (k *recordingKernel) SetNetwork(address netip.Prefix, gateway netip.Addr) error {
 	return k.record("ip-address %s via %s", address, gateway)
 }
+func (k *recordingKernel) ResetConnections() error      { return k.record("ss -K") }
 func (k *recordingKernel) Cover(_, target string) error { return k.record("mount --bind %s", target) }
 func (k *recordingKernel) Freeze(path string) error     { return k.record("fsfreeze -f %s", path) }
 func (k *recordingKernel) Thaw(path string) error       { return k.record("fsfreeze -u %s", path) }

@@ -107,9 +107,11 @@ func (m *machine) bringUp() error {
 		return failed(control, m.becomeInit(path, control, data, disk))
 	}
 	go m.obey(signals)
+	loadLate := sync.OnceFunc(m.loadLate)
 	return serve(control, data, Config{
 		Logger: m.log, ReapOrphans: true, PowerOff: m.end, DiskMount: m.disk,
-		Configured: sync.OnceFunc(func() { time.AfterFunc(lateDelay, m.loadLate) }),
+		Configured: sync.OnceFunc(func() { time.AfterFunc(lateDelay, loadLate) }),
+		Settle:     loadLate,
 	})
 }
 

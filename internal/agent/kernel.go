@@ -22,6 +22,8 @@ type Kernel interface {
 	AddEntropy(entropy []byte) error
 	// SetNetwork gives the first network device an address, brings it up, and makes gateway the way to all others.
 	SetNetwork(address netip.Prefix, gateway netip.Addr) error
+	// ResetConnections ends all TCP connections but those within the guest, as if the other side had.
+	ResetConnections() error
 	// Cover mounts the file source over target, in the place of one mounted there before.
 	Cover(source, target string) error
 	// Freeze blocks writes to the filesystem path is on; Thaw lets them go on. Both may be called twice.

@@ -69,6 +69,8 @@ func (m *modules) loadEarly() (late []string, err error) {
 			err = errors.Join(err, m.load(driver.module))
 		}
 	}
+	// A copy of this guest ends its connections with it.
+	late = append(late, "tcp_diag")
 	return late, errors.Join(err, m.load("overlay"))
 }
 

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"io"
 	"io/fs"
 	"maps"
 	"os"
@@ -13,6 +14,9 @@ import (
 	"sync"
 	"sync/atomic"
 	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // A forest gives each command a tree of its own: a way to reach every process it led to.
@@ -23,6 +27,9 @@ type forest interface {
 	sweep()
 	// name is "cgroup" or "proc".
 	name() string
+	// hold makes all commands hold still, or lets them go on. Either may be called twice. It is for cgroups
+	// alone: processes found in /proc run on.
+	hold(still bool) error
 	// clear removes what is left, at the end of the agent.
 	clear()
 }
@@ -133,6 +140,44 @@ func (f *cgroupForest) sweep() {
 		t.remove()
 	}
 }
+
+// hold returns when the kernel has stopped every process (cgroup-v2.rst, "cgroup.freeze").
+func (f *cgroupForest) hold(still bool) error {
+	state := "0"
+	if still {
+		state = "1"
+	}
+	events, err := os.Open(filepath.Join(f.directory, "cgroup.events"))
+	if err != nil {
+		return err
+	}
+	defer events.Close()
+	if err := os.WriteFile(filepath.Join(f.directory, "cgroup.freeze"), []byte(state), 0); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(holdTime); ; {
+		text := make([]byte, 256)
+		n, err := events.ReadAt(text, 0)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if strings.Contains(string(text[:n]), "frozen "+state) {
+			return nil
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			return errors.New("commands do not hold still")
+		}
+		// A change is told as an exception (cgroup-v2.rst, "cgroup.events").
+		poll := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}
+		if _, err := unix.Poll(poll, int(left.Milliseconds())+1); err != nil && err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// holdTime is how long commands may take to hold still: one that waits for a disk cannot at once.
+const holdTime = 5 * time.Second
 
 func (f *cgroupForest) clear() {
 	f.sweep()
@@ -249,6 +294,8 @@ type procForest struct {
 	// signalLeader signals the command itself, unless its end was reaped.
 	signalLeader func(pid int, number syscall.Signal) error
 }
+
+func (f *procForest) hold(bool) error { return nil }
 
 func (f *procForest) name() string { return "proc" }
 func (f *procForest) sweep()       {}

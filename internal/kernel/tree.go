@@ -85,6 +85,8 @@ var wanted = []struct {
 	{"vmw_vsock_virtio_transport", false},
 	{"virtio_rng", false},
 	{"virtio_balloon", false},
+	// To end connections that a copied guest no longer has.
+	{"tcp_diag", false},
 }
 
 // essentialNames are for messages.

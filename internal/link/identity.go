@@ -23,6 +23,11 @@ type Identity struct {
 	Address netip.Prefix `json:"address,omitzero"`
 	Gateway netip.Addr   `json:"gateway,omitzero"`
 
+	// Restored is told to a guest that is a copy of another, or the same at an
+	// earlier time, and BootID is its new boot id, a UUID.
+	Restored bool   `json:"restored,omitempty"`
+	BootID   string `json:"boot_id,omitempty"`
+
 	// Time and Entropy are those of the moment in which it is told.
 	Time    time.Time `json:"-"`
 	Entropy []byte    `json:"-"`
@@ -48,6 +53,12 @@ func (id Identity) encode() (string, error) {
 	}
 	add("user", id.User)
 	add("workdir", id.Workdir)
+	if id.BootID != "" {
+		add("boot_id", id.BootID)
+	}
+	if id.Restored {
+		add("restored", "yes")
+	}
 	if id.Address.IsValid() {
 		add("address", id.Address.String())
 		add("gateway", id.Gateway.String())
@@ -104,6 +115,10 @@ func (id *Identity) set(name, value string) error {
 		id.User = value
 	case "workdir":
 		id.Workdir = value
+	case "boot_id":
+		id.BootID = value
+	case "restored":
+		id.Restored = true
 	case "address":
 		return id.Address.UnmarshalText([]byte(value))
 	case "gateway":

@@ -58,7 +58,9 @@ type HostClient interface {
 	// was asked for is done even if one before it failed, and reported.
 	Configure(context.Context, *connect.Request[guestv1.ConfigureRequest]) (*connect.Response[guestv1.ConfigureResponse], error)
 	// Freeze flushes a filesystem and blocks writes to it until Thaw: the one over the sandbox's disk, for an
-	// overlay of it cannot be frozen itself. Commands that write wait, and so does output that is kept.
+	// overlay of it cannot be frozen itself. Commands that write wait, and so does output that is kept. Before that
+	// it has the commands themselves hold still, where they are tracked by cgroup, so that those of a copy of the
+	// guest do nothing until it is told that it is one.
 	Freeze(context.Context, *connect.Request[guestv1.FreezeRequest]) (*connect.Response[guestv1.FreezeResponse], error)
 	// Thaw undoes Freeze; thawing what is not frozen is fine.
 	Thaw(context.Context, *connect.Request[guestv1.ThawRequest]) (*connect.Response[guestv1.ThawResponse], error)
@@ -166,7 +168,9 @@ type HostHandler interface {
 	// was asked for is done even if one before it failed, and reported.
 	Configure(context.Context, *connect.Request[guestv1.ConfigureRequest]) (*connect.Response[guestv1.ConfigureResponse], error)
 	// Freeze flushes a filesystem and blocks writes to it until Thaw: the one over the sandbox's disk, for an
-	// overlay of it cannot be frozen itself. Commands that write wait, and so does output that is kept.
+	// overlay of it cannot be frozen itself. Commands that write wait, and so does output that is kept. Before that
+	// it has the commands themselves hold still, where they are tracked by cgroup, so that those of a copy of the
+	// guest do nothing until it is told that it is one.
 	Freeze(context.Context, *connect.Request[guestv1.FreezeRequest]) (*connect.Response[guestv1.FreezeResponse], error)
 	// Thaw undoes Freeze; thawing what is not frozen is fine.
 	Thaw(context.Context, *connect.Request[guestv1.ThawRequest]) (*connect.Response[guestv1.ThawResponse], error)
