@@ -120,7 +120,7 @@ func (f *flow) allow(name string) error {
 		return errDenied
 	}
 	if p.Public() || matches(p.AllowedCIDRs, f.to) {
-		f.passing, f.name = true, ""
+		f.passing, f.name = true, name
 		return nil
 	}
 	if allowed, _ := p.AllowsName(name, f.to.Port()); !allowed {
