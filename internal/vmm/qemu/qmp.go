@@ -135,7 +135,12 @@ func (m *monitor) ask(command string, arguments any) (answer, error) {
 	select {
 	case a = <-m.answers:
 	case <-m.done:
-		return answer{}, errMonitorClosed
+		// The answer may have been QEMU's last word.
+		select {
+		case a = <-m.answers:
+		default:
+			return answer{}, errMonitorClosed
+		}
 	}
 	if a.Error != nil {
 		return a, a.Error
