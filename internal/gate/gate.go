@@ -184,8 +184,29 @@ func (g *gate) begin(ctx context.Context, b *Begin) (report Report, err error) {
 		return report, err
 	}
 	g.client = guest.New(g.host.Dial)
+	if b.First {
+		if err := g.serveFirst(ctx); err != nil {
+			return report, err
+		}
+	}
 	go g.serve(ctx)
 	return report, nil
+}
+
+// serveFirst serves the client that the gate was born with.
+func (g *gate) serveFirst(ctx context.Context) error {
+	file := os.NewFile(fdFirst, "first stream")
+	client, err := net.FileConn(file)
+	file.Close()
+	if err != nil {
+		return fmt.Errorf("inherit first stream: %w", err)
+	}
+	go func() {
+		if err := g.connect(ctx, client); err != nil {
+			g.log.Debug("first stream", "error", err)
+		}
+	}()
+	return nil
 }
 
 // entropyBytes is how much randomness a guest is given: the kernel's

@@ -17,6 +17,7 @@ const (
 	fdData
 	fdConsole
 	fdConsoleLog
+	fdFirst
 )
 
 // Order is what the monitor asks of its gate. Exactly one field is set.
@@ -32,6 +33,9 @@ type Begin struct {
 	// Identity to give to a guest that has just booted. Nil for a guest that
 	// has it, whose gate died.
 	Identity *link.Identity `json:"identity,omitempty"`
+	// First is true if the gate inherited a client that is served as soon
+	// as the guest is there, before anybody hears of it.
+	First bool `json:"first,omitempty"`
 }
 
 // Report is what the gate tells its monitor: the outcome of each order, in

@@ -21,6 +21,7 @@ type StartSpec struct {
 	Link     vmm.Link
 	Console  *os.File // the log to write
 	Log      *os.File
+	First    *os.File // a client that came before the guest; nil without
 
 	// User, Root and Cgroup shut the gate in, like vmm.Jail's.
 	User   *jail.User
@@ -51,6 +52,9 @@ func Start(spec StartSpec) (*jail.Process, *os.File, error) {
 		Files:  []*os.File{theirs, spec.Listener, spec.Link.Control, spec.Link.Data, spec.Link.Console, spec.Console},
 		User:   spec.User,
 		Cgroup: spec.Cgroup,
+	}
+	if spec.First != nil {
+		jailed.Files = append(jailed.Files, spec.First)
 	}
 	if spec.User != nil {
 		jailed.Path = program

@@ -56,7 +56,7 @@ func (g *gateProcess) begin(ctx context.Context, identity *link.Identity, vm vmm
 		case <-ctx.Done():
 		}
 	})
-	report, err := g.exchange(ctx, gate.Order{Begin: &gate.Begin{Identity: identity}})
+	report, err := g.exchange(ctx, gate.Order{Begin: &gate.Begin{Identity: identity, First: g.spec.First != nil}})
 	if err != nil && !report.Failed && ctx.Err() == nil {
 		// The link breaks before the VMM has ended.
 		select {
@@ -172,7 +172,9 @@ func (p *pause) next() time.Duration {
 // the guest. If it fails, the dead gate stays, so that it is tried again.
 func (m *monitor) replaceGate() {
 	m.gate.conn.Close()
-	next, err := startGate(m.gate.spec)
+	spec := m.gate.spec
+	spec.First = nil // it ended with the first gate
+	next, err := startGate(spec)
 	if err != nil {
 		m.log.Error("start gate again", "error", err)
 		return
