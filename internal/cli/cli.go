@@ -75,7 +75,8 @@ func runGate(args []string) int {
 }
 
 func runMonitor(args []string) int {
-	if len(args) != 2 {
+	withFirst := len(args) == 3 && args[2] == monitor.WithFirst
+	if len(args) != 2 && !withFirst {
 		fmt.Fprintln(os.Stderr, "vmsan monitor is started by vmsan itself")
 		return 2
 	}
@@ -83,7 +84,7 @@ func runMonitor(args []string) int {
 	defer stop()
 	layout, err := store.NewLayout(args[1])
 	if err == nil {
-		err = monitor.Main(ctx, layout, args[0], sandbox.Driver)
+		err = monitor.Main(ctx, layout, args[0], withFirst, sandbox.Driver)
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "monitor:", err)

@@ -134,19 +134,41 @@ func (a *app) execute(ctx context.Context, service *sandbox.Service, record *sto
 	if err != nil {
 		return err
 	}
+	return a.perform(ctx, client, command, noStdin).report(ctx, a, service, record)
+}
+
+// performance is a command that was run, or was to be.
+type performance struct {
+	exit           guest.Exit
+	err            error
+	stdout, stderr capture // with --json
+}
+
+// perform runs a command with our standard streams, or keeps its output for
+// --json, and closes client.
+func (a *app) perform(ctx context.Context, client *guest.Client, command guest.Command, noStdin bool) *performance {
 	defer client.Close()
 	if !noStdin && wanted(a.stdin) {
 		command.Stdin = a.stdin
 	}
-	if a.json {
-		return a.executeJSON(ctx, service, client, record, command)
-	}
+	p := &performance{stdout: capture{limit: maxCaptured}, stderr: capture{limit: maxCaptured}}
 	command.Stdout, command.Stderr = a.stdout, a.stderr
-	exit, err := client.Run(ctx, command)
-	if err != nil {
-		return service.Explain(ctx, record, err)
+	if a.json {
+		command.Stdout, command.Stderr = &p.stdout, &p.stderr
 	}
-	return exitOrNil(exit)
+	p.exit, p.err = client.Run(ctx, command)
+	return p
+}
+
+// report returns the exit of a command in the sandbox of record as an error.
+func (p *performance) report(ctx context.Context, a *app, service *sandbox.Service, record *store.Record) error {
+	if p.err != nil {
+		return service.Explain(ctx, record, p.err)
+	}
+	if a.json {
+		a.printExecution(record, p.exit, p.stdout, p.stderr)
+	}
+	return exitOrNil(p.exit)
 }
 
 func exitOrNil(exit guest.Exit) error {
@@ -158,17 +180,6 @@ func exitOrNil(exit guest.Exit) error {
 
 // maxCaptured is how much output --json can hold, each of stdout and stderr.
 const maxCaptured = 32 << 20
-
-func (a *app) executeJSON(ctx context.Context, service *sandbox.Service, client *guest.Client, record *store.Record, command guest.Command) error {
-	stdout, stderr := capture{limit: maxCaptured}, capture{limit: maxCaptured}
-	command.Stdout, command.Stderr = &stdout, &stderr
-	exit, err := client.Run(ctx, command)
-	if err != nil {
-		return service.Explain(ctx, record, err)
-	}
-	a.printExecution(record, exit, stdout, stderr)
-	return exitOrNil(exit)
-}
 
 func (a *app) printExecution(record *store.Record, exit guest.Exit, stdout, stderr capture) {
 	a.printJSON(api.Execution{

@@ -7,6 +7,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/sandbox"
 )
 
 func (a *app) runCommand() *cobra.Command {
@@ -78,8 +79,21 @@ func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []str
 		return err
 	}
 	f.options.Ephemeral = true
-	record, err := service.Create(ctx, f.options)
+	client, first, err := sandbox.FirstClient()
 	if err != nil {
+		return err
+	}
+	f.options.First = first
+	commandCtx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	performed := make(chan *performance, 1)
+	go func() { performed <- a.perform(commandCtx, client, command, e.noStdin) }()
+	record, err := service.Create(ctx, f.options)
+	// From here on it is the gate's alone, whose end has to be seen.
+	first.Close()
+	if err != nil {
+		cancel()
+		<-performed
 		return err
 	}
 	if f.trace && !a.json {
@@ -88,7 +102,7 @@ func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []str
 	// The monitor ends the sandbox when this connection breaks, whatever
 	// becomes of us.
 	go service.Hold(context.WithoutCancel(ctx), record)
-	err = a.execute(ctx, service, record, command, e.noStdin)
+	err = (<-performed).report(ctx, a, service, record)
 	_, removeErr := service.Remove(context.WithoutCancel(ctx), record.ID, true)
 	if err == nil {
 		return removeErr

@@ -43,6 +43,7 @@ func Main(args []string, log *slog.Logger) error {
 	if err != nil {
 		return err
 	}
+	g.first = fdFirst(g.network != nil, g.network.portCount())
 	if err := confine(g.network != nil); err != nil {
 		return err
 	}
@@ -63,6 +64,7 @@ type gate struct {
 	client  *guest.Client
 	linked  chan struct{}  // closed when client is there
 	network *networkServer // nil without a network
+	first   uintptr        // the descriptor of the first client, if there is one
 }
 
 func inherit(log *slog.Logger) (*gate, error) {
@@ -209,8 +211,29 @@ func (g *gate) begin(ctx context.Context, b *Begin) (report Report, err error) {
 	}
 	g.client = guest.New(g.host.Dial)
 	close(g.linked)
+	if b.First {
+		if err := g.serveFirst(ctx); err != nil {
+			return report, err
+		}
+	}
 	go g.serve(ctx)
 	return report, nil
+}
+
+// serveFirst serves the client that the gate was born with.
+func (g *gate) serveFirst(ctx context.Context) error {
+	file := os.NewFile(g.first, "first stream")
+	client, err := net.FileConn(file)
+	file.Close()
+	if err != nil {
+		return fmt.Errorf("inherit first stream: %w", err)
+	}
+	go func() {
+		if err := g.connect(ctx, client); err != nil {
+			g.log.Debug("first stream", "error", err)
+		}
+	}()
+	return nil
 }
 
 // entropyBytes is how much randomness a guest is given: the kernel's

@@ -78,6 +78,14 @@ func inheritNetwork(count string, log *slog.Logger) (s *networkServer, err error
 	return s, nil
 }
 
+// portCount is how many published ports there are; none without a network.
+func (s *networkServer) portCount() int {
+	if s == nil {
+		return 0
+	}
+	return len(s.ports)
+}
+
 func inheritRequests() (*requests, error) {
 	file := os.NewFile(fdRequests, "requests")
 	defer file.Close()

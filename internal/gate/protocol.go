@@ -19,8 +19,8 @@ const (
 	fdData
 	fdConsole
 	fdConsoleLog
-	// What follows is there only for a sandbox with a network; the published
-	// ports are the last.
+	// What follows is there only for a sandbox with a network, up to the
+	// published ports. Behind all comes the first client, if there is one.
 	fdRequests
 	fdDNSPacket
 	fdDNSStream
@@ -29,6 +29,14 @@ const (
 	fdNetworkLog
 	fdPorts
 )
+
+// fdFirst is the first client's descriptor, in a gate with so many files.
+func fdFirst(networked bool, ports int) uintptr {
+	if !networked {
+		return fdRequests
+	}
+	return uintptr(fdPorts + ports)
+}
 
 // Order is what the monitor asks of its gate. Exactly one field is set.
 type Order struct {
@@ -45,6 +53,9 @@ type Begin struct {
 	// Identity to give to a guest that has just booted. Nil for a guest that
 	// has it, whose gate died.
 	Identity *link.Identity `json:"identity,omitempty"`
+	// First is true if the gate inherited a client that is served as soon
+	// as the guest is there, before anybody hears of it.
+	First bool `json:"first,omitempty"`
 	// Network says how to serve the guest's network. Nil without one.
 	Network *NetworkOrder `json:"network,omitempty"`
 }

@@ -21,6 +21,7 @@ type StartSpec struct {
 	Link     vmm.Link
 	Console  *os.File // the log to write
 	Log      *os.File
+	First    *os.File // a client that came before the guest; nil without
 
 	// User, Root and Cgroup shut the gate in, like vmm.Jail's.
 	User   *jail.User
@@ -99,6 +100,9 @@ func Start(spec StartSpec) (started Started, err error) {
 		jailed.Network = spec.Network.Namespace
 		jailed.Files = append(append(jailed.Files, requests), spec.Network.files()...)
 		jailed.Args = append(jailed.Args, fmt.Sprint(len(spec.Network.Ports)))
+	}
+	if spec.First != nil {
+		jailed.Files = append(jailed.Files, spec.First)
 	}
 	if started.Process, err = jail.Start(jailed); err != nil {
 		return started, fmt.Errorf("start gate: %w", err)

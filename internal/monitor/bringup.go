@@ -215,7 +215,13 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group) error {
 	if err != nil {
 		return fmt.Errorf("open overlay: %w", err)
 	}
-	defer overlay.Close()
+	if m.record.Ephemeral {
+		// A file is not freed before it is closed, which takes a while for
+		// one as large, and nobody has to wait for our end.
+		m.overlay = overlay
+	} else {
+		defer overlay.Close()
+	}
 	spec := vmm.Spec{
 		ID: m.id, VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, Accelerator: vmm.Accelerator(s.Accelerator),
 		Kernel:    kernel.VmlinuxPath(m.layout, s.Kernel),
@@ -279,10 +285,14 @@ func user(uid uint32) *jail.User {
 func (m *monitor) startGate(group *cgroup.Group) error {
 	spec := gate.StartSpec{
 		ID: m.id, Listener: m.listener, Link: m.link, Console: m.console, Log: m.vmmLog,
-		User: user(m.record.Host.GateUID), Root: m.layout.JailRoot(m.id), Cgroup: group,
+		First: m.first, User: user(m.record.Host.GateUID), Root: m.layout.JailRoot(m.id), Cgroup: group,
 		Network: m.network.forGate(),
 	}
 	process, err := m.newGate(spec)
+	if m.first != nil {
+		// It ends with the gate.
+		m.first.Close()
+	}
 	if err != nil {
 		return err
 	}

@@ -76,6 +76,7 @@ func (g *gateProcess) begin(ctx context.Context, b gate.Begin, vm vmm.VM, t *tra
 		case <-ctx.Done():
 		}
 	})
+	b.First = g.spec.First != nil
 	report, err := g.exchange(ctx, gate.Order{Begin: &b})
 	if err != nil && !report.Failed && ctx.Err() == nil {
 		// The link breaks before the VMM has ended.
@@ -199,7 +200,9 @@ func (p *pause) next() time.Duration {
 // the guest. If it fails, the dead gate stays, so that it is tried again.
 func (m *monitor) replaceGate() {
 	m.gate.conn.Close()
-	next, err := m.newGate(m.gate.spec)
+	spec := m.gate.spec
+	spec.First = nil // it ended with the first gate
+	next, err := m.newGate(spec)
 	if err != nil {
 		m.log.Error("start gate again", "error", err)
 		return

@@ -31,10 +31,15 @@ import (
 // Command is the hidden command of the vmsan binary that is the monitor.
 const Command = "monitor"
 
+// WithFirst is the word on a monitor's command line that says that it
+// inherits a first stream to the guest.
+const WithFirst = "first"
+
 // The files that a monitor inherits, by descriptor.
 const (
 	fdReport = 3 + iota
 	fdLock
+	fdFirst
 )
 
 // DefaultGrace is how long a guest has to shut down by itself.
@@ -56,6 +61,8 @@ type monitor struct {
 	listener        *os.File // the guest socket
 	console         *os.File // the console log
 	vmmLog          *os.File
+	overlay         *os.File // the sandbox's disk, while it is ephemeral
+	first           *os.File // a client of the guest that came before it; nil without
 	gate            *gateProcess
 	network         *sandboxNetwork // nil without one
 	policyTurn      sync.Mutex      // held while the policy changes
@@ -74,14 +81,18 @@ type monitor struct {
 
 // Main runs the monitor of the sandbox id until the sandbox has ended, or
 // until ctx ends, which is an order to stop it. The lock on the sandbox and
-// the pipe to report on are inherited.
-func Main(ctx context.Context, layout store.Layout, id string, driver func(name string) (vmm.Driver, error)) error {
+// the pipe to report on are inherited, and withFirst a stream to the guest.
+func Main(ctx context.Context, layout store.Layout, id string, withFirst bool, driver func(name string) (vmm.Driver, error)) error {
 	lock := store.InheritLock(os.NewFile(fdLock, "lock"))
 	defer lock.Release()
 	report := os.NewFile(fdReport, "report")
 	unix.CloseOnExec(fdReport)
 	unix.CloseOnExec(fdLock)
 	m, err := newMonitor(layout, id, driver)
+	if err == nil && withFirst {
+		unix.CloseOnExec(fdFirst)
+		m.first = os.NewFile(fdFirst, "first stream")
+	}
 	if err == nil {
 		err = m.bringUp(ctx)
 	}
@@ -174,6 +185,13 @@ func (m *monitor) shutDown(grace time.Duration) {
 	}
 	quit, cancel := context.WithTimeout(context.Background(), quitTime)
 	defer cancel()
+	if m.ephemeral() {
+		// Nobody will read its disk, or what it said last.
+		cancel()
+		if err := m.gate.Kill(); err != nil {
+			m.log.Error("kill gate", "error", err)
+		}
+	}
 	if err := m.vm.Stop(quit); err != nil {
 		m.log.Error("stop VMM", "error", err)
 	}
@@ -247,12 +265,9 @@ func (m *monitor) endsAnyway() bool {
 // end takes back all that the sandbox has on the host and writes how it
 // ended.
 func (m *monitor) end(reason string) error {
-	m.mu.Lock()
-	ephemeral := m.record.Ephemeral
-	m.mu.Unlock()
 	err := m.undo.Run()
 	m.background.Wait()
-	if err == nil && ephemeral {
+	if err == nil && m.ephemeral() {
 		return m.layout.Delete(m.id)
 	}
 	return errors.Join(err, m.save(func(r *store.Record) {
@@ -266,6 +281,12 @@ func (m *monitor) end(reason string) error {
 		}
 		r.Host = store.Host{}
 	}))
+}
+
+func (m *monitor) ephemeral() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.record.Ephemeral
 }
 
 // serve answers on the control socket, which bring-up has opened.

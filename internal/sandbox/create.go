@@ -34,7 +34,7 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (*store.Record, e
 	record.Trace = append(record.Trace, stage("allocate", began, ""))
 	err = s.prepare(ctx, record)
 	if err == nil {
-		err = s.launch(ctx, record, lock)
+		err = s.launch(ctx, record, lock, o.First)
 	}
 	if err != nil {
 		return nil, errors.Join(fmt.Errorf("create sandbox: %w", err), s.discard(record.ID))

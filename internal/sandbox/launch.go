@@ -13,10 +13,11 @@ import (
 	"github.com/vmsan/vmsan/internal/store"
 )
 
-// launch starts the monitor of r, which takes over the lock, and waits until
-// it says that the sandbox runs. The monitor is a session of its own, so
+// launch starts the monitor of r, which takes over the lock and the first
+// stream to the guest, if there is one, and waits until it says that the
+// sandbox runs. The monitor is a session of its own, so
 // nothing that happens to the caller from here on harms the sandbox.
-func (s *Service) launch(ctx context.Context, r *store.Record, lock *store.Lock) error {
+func (s *Service) launch(ctx context.Context, r *store.Record, lock *store.Lock, first *os.File) error {
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find own binary: %w", err)
@@ -43,6 +44,10 @@ func (s *Service) launch(ctx context.Context, r *store.Record, lock *store.Lock)
 	cmd.Env = append(os.Environ(), "GOGC=50")
 	cmd.Stderr = log
 	cmd.ExtraFiles = []*os.File{theirs, lock.File()}
+	if first != nil {
+		cmd.Args = append(cmd.Args, monitor.WithFirst)
+		cmd.ExtraFiles = append(cmd.ExtraFiles, first)
+	}
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	err = cmd.Start()
 	theirs.Close()

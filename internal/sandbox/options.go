@@ -3,6 +3,7 @@ package sandbox
 import (
 	"fmt"
 	"net/netip"
+	"os"
 	"path"
 	"regexp"
 	"strconv"
@@ -47,6 +48,10 @@ type CreateOptions struct {
 	// Ephemeral sandboxes are removed when they stop, and stop when the
 	// caller that holds them dies.
 	Ephemeral bool
+
+	// First is the other end of a stream to the guest that is there before
+	// the guest is; see FirstClient. Create does not close it. Optional.
+	First *os.File
 }
 
 // The defaults and bounds of options.

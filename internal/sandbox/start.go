@@ -21,7 +21,7 @@ func (s *Service) Start(ctx context.Context, ref string) (*store.Record, error) 
 	if err := s.layout.Save(record); err != nil {
 		return nil, err
 	}
-	if err := s.launch(ctx, record, lock); err != nil {
+	if err := s.launch(ctx, record, lock, nil); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", record.ID, err), s.abandon(record.ID))
 	}
 	return s.layout.Load(record.ID)

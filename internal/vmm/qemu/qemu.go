@@ -384,8 +384,22 @@ func (vm *virtualMachine) Resume(ctx context.Context) error {
 	return vm.monitor.run(ctx, "cont", nil, nil)
 }
 
+// quits asks QEMU to end and tells whether it did before ctx.
+func (vm *virtualMachine) quits(ctx context.Context) bool {
+	err := vm.monitor.run(ctx, "quit", nil, nil)
+	if err != nil && !errors.Is(err, errMonitorClosed) {
+		return false
+	}
+	select {
+	case <-vm.done:
+		return true
+	case <-ctx.Done():
+		return false
+	}
+}
+
 // Stop asks QEMU to quit, which flushes its disks, and kills it if it does
-// not.
+// not, or if ctx has ended already.
 func (vm *virtualMachine) Stop(ctx context.Context) error {
 	select {
 	case <-vm.done:
@@ -393,13 +407,8 @@ func (vm *virtualMachine) Stop(ctx context.Context) error {
 	default:
 	}
 	vm.stopped.Store(true)
-	quitErr := vm.monitor.run(ctx, "quit", nil, nil)
-	if quitErr == nil || errors.Is(quitErr, errMonitorClosed) {
-		select {
-		case <-vm.done:
-			return nil
-		case <-ctx.Done():
-		}
+	if ctx.Err() == nil && vm.quits(ctx) {
+		return nil
 	}
 	if err := vm.process.Kill(); err != nil {
 		return fmt.Errorf("kill QEMU: %w", err)

@@ -144,7 +144,12 @@ func (m *monitor) ask(file *os.File, command string, arguments any) (answer, err
 	select {
 	case a = <-m.answers:
 	case <-m.done:
-		return answer{}, errMonitorClosed
+		// The answer may have been QEMU's last word.
+		select {
+		case a = <-m.answers:
+		default:
+			return answer{}, errMonitorClosed
+		}
 	}
 	if a.Error != nil {
 		return a, a.Error
