@@ -118,12 +118,7 @@ func (f *floor) start(ctx context.Context) (m *machine, boot time.Duration, err 
 	}
 	defer overlay.Close()
 	began := time.Now()
-	vm, err := qemu.Driver{}.Start(ctx, vmm.Spec{
-		ID: "floor", VCPUs: vcpus, MemoryMiB: memoryMiB, Accelerator: vmm.Accelerator(f.accel),
-		Kernel: f.kernel, Initramfs: f.initrd,
-		Disks: []vmm.Disk{{Name: "image", File: base, ReadOnly: true}, {Name: "overlay", File: overlay}},
-		Log:   os.Stderr,
-	})
+	vm, err := qemu.Driver{}.Start(ctx, f.spec(base, overlay))
 	if err != nil {
 		return nil, 0, err
 	}
@@ -140,6 +135,15 @@ func (f *floor) start(ctx context.Context) (m *machine, boot time.Duration, err 
 	boot = time.Since(began)
 	go io.Copy(os.Stderr, m.console)
 	return m, boot, nil
+}
+
+func (f *floor) spec(image, overlay *os.File) vmm.Spec {
+	return vmm.Spec{
+		ID: "floor", VCPUs: vcpus, MemoryMiB: memoryMiB, Accelerator: vmm.Accelerator(f.accel),
+		Kernel: f.kernel, Initramfs: f.initrd,
+		Disks: []vmm.Disk{{Name: "image", File: image, ReadOnly: true}, {Name: "overlay", File: overlay}},
+		Log:   os.Stderr,
+	}
 }
 
 func awaitByte(r io.Reader, want byte) error {

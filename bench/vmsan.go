@@ -63,6 +63,11 @@ func (b *bench) all(ctx context.Context) error {
 			return err
 		}
 	}
+	if b.wants("restore") {
+		if err := b.restore(ctx); err != nil {
+			return err
+		}
+	}
 	if b.wants("list") {
 		if err := b.list(ctx); err != nil {
 			return err

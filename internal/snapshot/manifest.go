@@ -2,9 +2,12 @@ package snapshot
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"regexp"
+	"strings"
 	"time"
+	"unicode"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/store"
@@ -18,8 +21,8 @@ const maxManifest = 1 << 20
 
 // Manifest is all that is known of a snapshot. It is what manifest.json holds.
 type Manifest struct {
-	// Format, ID, CreatedAt and Files are filled in when the snapshot is
-	// published; the rest is its maker's.
+	// Format, ID and Files are filled in when the snapshot is published, and
+	// CreatedAt if it is zero; the rest is its maker's.
 	Format    int             `json:"format"`
 	ID        string          `json:"id"`
 	CreatedAt time.Time       `json:"created_at"`
@@ -112,3 +115,98 @@ func ValidID(id string) bool { return validID.MatchString(id) }
 // ValidName tells whether name can be a snapshot's. What could be taken for
 // an id is none.
 func ValidName(name string) bool { return store.ValidName(name) && !ValidID(name) }
+
+// The bounds of what a manifest may say, which may come from anywhere.
+const (
+	maxVCPUs     = 32
+	maxMemoryMiB = 4 << 20
+	maxDiskBytes = 16 << 40
+	maxState     = 64 << 20
+	maxText      = 200
+)
+
+var digestForm = regexp.MustCompile(`^[0-9a-f]{64}$`)
+
+// parseManifest reads a manifest that anybody may have written.
+func parseManifest(raw []byte) (Manifest, error) {
+	var m Manifest
+	if len(raw) > maxManifest {
+		return m, fmt.Errorf("it is larger than %d bytes", maxManifest)
+	}
+	if err := json.Unmarshal(raw, &m); err != nil {
+		return m, err
+	}
+	return m, m.check()
+}
+
+func (m *Manifest) check() error {
+	switch {
+	case m.Format != formatVersion:
+		return fmt.Errorf("it has format %d, this vmsan reads %d", m.Format, formatVersion)
+	case !ValidID(m.ID):
+		return fmt.Errorf("it has the id %.20q", m.ID)
+	case m.Name != "" && !ValidName(m.Name):
+		return fmt.Errorf("it has the name %.80q", m.Name)
+	case m.VCPUs < 1 || m.VCPUs > maxVCPUs:
+		return fmt.Errorf("it has %d CPUs", m.VCPUs)
+	case m.MemoryMiB < 1 || m.MemoryMiB > maxMemoryMiB:
+		return fmt.Errorf("it has %d MiB of memory", m.MemoryMiB)
+	case m.DiskBytes < 0 || m.DiskBytes > maxDiskBytes:
+		return fmt.Errorf("it has a disk of %d bytes", m.DiskBytes)
+	case !digestForm.MatchString(m.Image):
+		return fmt.Errorf("it has the image %.80q", m.Image)
+	}
+	if err := m.checkTexts(); err != nil {
+		return err
+	}
+	return m.checkFiles()
+}
+
+// checkTexts keeps what is only shown or compared short and on one line.
+func (m *Manifest) checkTexts() error {
+	for what, text := range map[string]string{
+		"source": m.SourceID, "source's name": m.SourceName, "image's name": m.ImageName,
+		"driver": m.Host.Driver, "VMM's version": m.Host.VMMVersion, "accelerator": m.Host.Accelerator,
+		"CPU": m.Host.CPU, "kernel": m.Host.Kernel, "agent": m.Host.Agent,
+	} {
+		if len(text) > maxText || strings.ContainsFunc(text, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			return fmt.Errorf("its %s is no such thing: %.40q", what, text)
+		}
+	}
+	return nil
+}
+
+func (m *Manifest) checkFiles() error {
+	for _, name := range fileNames {
+		f, ok := m.Files[name]
+		if !ok {
+			return fmt.Errorf("it lacks the file %s", name)
+		}
+		if err := f.check(); err != nil {
+			return fmt.Errorf("its file %s %w", name, err)
+		}
+	}
+	switch {
+	case len(m.Files) != len(fileNames):
+		return errors.New("it has files that no snapshot has")
+	case m.Files[MemoryFile].Size != int64(m.MemoryMiB)<<20:
+		return errors.New("its memory has another size than it says")
+	case m.Files[OverlayFile].Size != m.DiskBytes:
+		return errors.New("its disk has another size than it says")
+	case m.Files[StateFile].Size > maxState:
+		return fmt.Errorf("its state is larger than %d bytes", maxState)
+	}
+	return nil
+}
+
+func (f File) check() error {
+	switch {
+	case f.Size < 0 || f.Size > max(maxDiskBytes, maxMemoryMiB<<20):
+		return fmt.Errorf("has %d bytes", f.Size)
+	case f.Stored < 0 || f.Stored > f.Size || f.Stored%Chunk != 0 && f.Stored%Chunk != f.Size%Chunk:
+		return fmt.Errorf("has %d bytes of which %d are stored", f.Size, f.Stored)
+	case !digestForm.MatchString(f.Digest):
+		return fmt.Errorf("has the digest %.80q", f.Digest)
+	}
+	return nil
+}
