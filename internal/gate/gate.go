@@ -173,8 +173,16 @@ func (g *gate) carryOut(ctx context.Context, order Order) (report Report) {
 	switch {
 	case order.Begin != nil:
 		report, err = g.begin(ctx, order.Begin)
-	case order.PowerOff && g.client != nil:
+	case g.client == nil:
+		err = errors.New("there is no guest yet")
+	case order.PowerOff:
 		err = g.client.PowerOff(ctx)
+	case order.Freeze:
+		err = g.client.Freeze(ctx)
+	case order.Thaw:
+		err = g.client.Thaw(ctx)
+	case order.SetTime:
+		err = g.client.SetTime(ctx, time.Now())
 	case order.Policy != nil && g.network != nil:
 		report.Killed, err = g.network.setPolicy(*order.Policy)
 	default:

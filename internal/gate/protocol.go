@@ -44,6 +44,12 @@ type Order struct {
 	Begin *Begin `json:"begin,omitempty"`
 	// PowerOff asks the guest to shut down.
 	PowerOff bool `json:"power_off,omitempty"`
+	// Freeze has the guest's commands hold still and its disk take no writes,
+	// and Thaw lets them go on.
+	Freeze bool `json:"freeze,omitempty"`
+	Thaw   bool `json:"thaw,omitempty"`
+	// SetTime sets the guest's clock.
+	SetTime bool `json:"set_time,omitempty"`
 	// Policy changes what the guest may reach.
 	Policy *PolicyOrder `json:"policy,omitempty"`
 }

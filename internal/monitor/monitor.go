@@ -66,6 +66,7 @@ type monitor struct {
 	gate            *gateProcess
 	network         *sandboxNetwork // nil without one
 	policyTurn      sync.Mutex      // held while the policy changes
+	standing        sync.Mutex      // held while the machine is paused, resumed or saved
 
 	background sync.WaitGroup // conversations with gates
 

@@ -44,6 +44,10 @@ type Record struct {
 	// Slot is the sandbox's number, unique in its state directory. Host
 	// user ids are made from it.
 	Slot int `json:"slot"`
+	// Saved is what the next start goes on from, instead of a boot.
+	Saved *Saved `json:"saved,omitempty"`
+	// Internal sandboxes are vmsan's own, and not listed.
+	Internal bool `json:"internal,omitempty"`
 	// Ephemeral sandboxes are removed when they stop.
 	Ephemeral bool `json:"ephemeral,omitempty"`
 
@@ -103,6 +107,15 @@ type Host struct {
 // Networked tells whether the sandbox has a network.
 func (s Spec) Networked() bool { return s.Network == "nat" }
 
+// Saved names the files of a machine at rest, and what they are from.
+type Saved struct {
+	Memory string `json:"memory"` // path
+	State  string `json:"state"`  // path
+	// Snapshot is the id of a snapshot or template, or "" for what a fork or a
+	// pause has left.
+	Snapshot string `json:"snapshot,omitempty"`
+}
+
 // Process names a process in a way that survives the reuse of its number.
 type Process struct {
 	PID int `json:"pid"`
@@ -112,8 +125,18 @@ type Process struct {
 
 // Running tells whether the record says that a monitor should live.
 func (r *Record) Running() bool {
-	return r.Status == api.StatusCreating || r.Status == api.StatusRunning || r.Status == api.StatusPaused
+	switch r.Status {
+	case api.StatusCreating, api.StatusRunning:
+		return true
+	case api.StatusPaused:
+		return !r.Reclaimed()
+	}
+	return false
 }
+
+// Reclaimed tells whether the sandbox is paused and has given its memory back:
+// nothing of it runs.
+func (r *Record) Reclaimed() bool { return r.Status == api.StatusPaused && r.Saved != nil }
 
 // Load reads the record of the sandbox id. It takes no lock: writes are
 // atomic. A sandbox that does not exist is api.ErrVMNotFound, a record that

@@ -45,6 +45,25 @@ type PolicyAnswer struct {
 	Killed int `json:"killed"` // flows
 }
 
+// SaveRequest names the files to save to, which are not there yet. Their paths
+// are absolute.
+type SaveRequest struct {
+	State string `json:"state"`
+	// Memory is for drivers that keep it apart.
+	Memory string `json:"memory,omitempty"`
+	// Overlay is for a copy of the disk. Empty: none is made.
+	Overlay string `json:"overlay,omitempty"`
+	// Stop ends the machine once it is saved.
+	Stop bool `json:"stop,omitempty"`
+}
+
+// SaveAnswer tells of a machine that was saved.
+type SaveAnswer struct {
+	// Paused is how long it stood still.
+	Paused     time.Duration `json:"paused_ns"`
+	DiskMethod string        `json:"disk_method,omitempty"`
+}
+
 // Monitor is what a monitor does on request. Its methods are called from any
 // goroutine.
 type Monitor interface {
@@ -55,6 +74,12 @@ type Monitor interface {
 	// SetPolicy changes what the sandbox may reach, and returns how many
 	// flows were cut.
 	SetPolicy(ctx context.Context, p policy.Policy, kill bool) (killed int, err error)
+	// Pause stops the guest's CPUs, and Resume lets them go on. Both may be
+	// called twice.
+	Pause(ctx context.Context) error
+	Resume(ctx context.Context) error
+	// Save writes the machine to files, from which it or a copy can go on.
+	Save(ctx context.Context, to SaveRequest) (SaveAnswer, error)
 	// Hold ends an ephemeral sandbox when ctx ends.
 	Hold(ctx context.Context) error
 }
@@ -72,6 +97,9 @@ func Handler(m Monitor, log *slog.Logger) http.Handler {
 		killed, err := m.SetPolicy(ctx, r.Policy, r.Kill)
 		return PolicyAnswer{Killed: killed}, err
 	})
+	handle(mux, log, "POST /pause", func(ctx context.Context, _ none) (none, error) { return none{}, m.Pause(ctx) })
+	handle(mux, log, "POST /resume", func(ctx context.Context, _ none) (none, error) { return none{}, m.Resume(ctx) })
+	handle(mux, log, "POST /save", m.Save)
 	handle(mux, log, "POST /hold", func(ctx context.Context, _ none) (none, error) { return none{}, m.Hold(ctx) })
 	return mux
 }
@@ -133,6 +161,18 @@ func (c *Client) SetPolicy(ctx context.Context, p policy.Policy, kill bool) (kil
 	var answer PolicyAnswer
 	err = c.post(ctx, "/policy", PolicyRequest{Policy: p, Kill: kill}, &answer)
 	return answer.Killed, err
+}
+
+// Pause stops the guest's CPUs; see Monitor.
+func (c *Client) Pause(ctx context.Context) error { return c.post(ctx, "/pause", none{}, &none{}) }
+
+// Resume lets them go on; see Monitor.
+func (c *Client) Resume(ctx context.Context) error { return c.post(ctx, "/resume", none{}, &none{}) }
+
+// Save writes the machine to files; see Monitor.
+func (c *Client) Save(ctx context.Context, to SaveRequest) (answer SaveAnswer, err error) {
+	err = c.post(ctx, "/save", to, &answer)
+	return answer, err
 }
 
 // Hold keeps an ephemeral sandbox alive until ctx ends or the caller dies.
