@@ -192,6 +192,9 @@ const (
 	initWord = "vmsan.init="
 	// probeWord is for a guest without disks, which only has to answer.
 	probeWord = "vmsan.probe"
+	// ephemeralWord is for a guest whose own disk is thrown away when it
+	// ends.
+	ephemeralWord = "vmsan.ephemeral"
 )
 
 func cmdline() []string {

@@ -73,7 +73,12 @@ func mountAll(mounts []mount) error {
 // mountRoot mounts image and overlay and makes them the root directory. It
 // returns a descriptor of the overlay's disk.
 func mountRoot() (disk int, err error) {
-	if err := mountAll(rootMounts[:2]); err != nil {
+	image, own := rootMounts[0], rootMounts[1]
+	if hasWord(ephemeralWord) {
+		// A journal is for whoever mounts the disk after a crash.
+		own.data += ",noload"
+	}
+	if err := mountAll([]mount{image, own}); err != nil {
 		return 0, err
 	}
 	for _, dir := range []string{"upper", "work"} {

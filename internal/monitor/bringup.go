@@ -233,6 +233,9 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group) error {
 		NIC: m.network.nic(),
 		Log: m.vmmLog,
 	}
+	if m.record.Ephemeral {
+		spec.Cmdline = append(spec.Cmdline, "vmsan.ephemeral")
+	}
 	if s.Init != "" {
 		spec.Cmdline = append(spec.Cmdline, "vmsan.init="+s.Init)
 	}
