@@ -173,6 +173,8 @@ func (g *gate) carryOut(ctx context.Context, order Order) (report Report) {
 	switch {
 	case order.Begin != nil:
 		report, err = g.begin(ctx, order.Begin)
+	case order.Policy != nil && g.network != nil:
+		report.Killed, err = g.network.setPolicy(*order.Policy)
 	case g.client == nil:
 		err = errors.New("there is no guest yet")
 	case order.PowerOff:
@@ -183,8 +185,6 @@ func (g *gate) carryOut(ctx context.Context, order Order) (report Report) {
 		err = g.client.Thaw(ctx)
 	case order.SetTime:
 		err = g.client.SetTime(ctx, time.Now())
-	case order.Policy != nil && g.network != nil:
-		report.Killed, err = g.network.setPolicy(*order.Policy)
 	default:
 		err = errors.New("unknown order")
 	}

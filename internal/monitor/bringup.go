@@ -34,7 +34,7 @@ func (m *monitor) bringUp(ctx context.Context) error {
 	err := m.steps(ctx, t)
 	if err == nil {
 		err = m.save(func(r *store.Record) {
-			r.Status, r.Reason = api.StatusRunning, ""
+			r.Status, r.Reason, r.Saved = api.StatusRunning, "", nil
 			r.StartedAt, r.StoppedAt = time.Now().UTC(), time.Time{}
 			r.Trace = append(r.Trace, t.stages...)
 		})
@@ -69,7 +69,7 @@ func (m *monitor) steps(ctx context.Context, t *trace) error {
 	if err := m.startVMM(ctx, groups.vmm); err != nil {
 		return err
 	}
-	t.done("vmm", m.record.Spec.Accelerator)
+	t.done("vmm", m.how())
 	if err := m.startGate(groups.gate); err != nil {
 		return m.unlessEnded(err)
 	}
@@ -81,6 +81,14 @@ func (m *monitor) steps(ctx context.Context, t *trace) error {
 	return m.save(func(r *store.Record) {
 		r.Host.VMM, r.Host.Gate = store.ProcessOf(m.vm.PID()), store.ProcessOf(m.gate.PID())
 	})
+}
+
+// how says how the machine comes up.
+func (m *monitor) how() string {
+	if m.record.Saved != nil {
+		return m.record.Spec.Accelerator + ", restored"
+	}
+	return m.record.Spec.Accelerator
 }
 
 // The host's users of sandboxes: two for each slot, the VMM's and the
@@ -233,13 +241,13 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group) error {
 		NIC: m.network.nic(),
 		Log: m.vmmLog,
 	}
-	if m.record.Ephemeral {
+	if m.record.Ephemeral && !m.record.Internal {
 		spec.Cmdline = append(spec.Cmdline, "vmsan.ephemeral")
 	}
 	if s.Init != "" {
 		spec.Cmdline = append(spec.Cmdline, "vmsan.init="+s.Init)
 	}
-	if m.vm, err = m.driver.Start(ctx, spec); err != nil {
+	if err := m.power(ctx, spec); err != nil {
 		return startError(err)
 	}
 	m.undo.Add(func() error {
@@ -256,6 +264,26 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group) error {
 		link.Close()
 		return nil
 	})
+	return nil
+}
+
+// power starts the machine: it boots, or goes on from where one was saved.
+func (m *monitor) power(ctx context.Context, spec vmm.Spec) (err error) {
+	if m.record.Saved == nil {
+		m.vm, err = m.driver.Start(ctx, spec)
+		return err
+	}
+	saved, closeFiles, err := openSaved(m.record.Saved)
+	if err != nil {
+		return err
+	}
+	defer closeFiles()
+	if m.vm, err = m.driver.Restore(ctx, spec, saved); err != nil {
+		return err
+	}
+	if err := m.vm.Resume(ctx); err != nil {
+		return errors.Join(err, m.vm.Stop(ctx))
+	}
 	return nil
 }
 
@@ -316,6 +344,9 @@ func (m *monitor) identity() link.Identity {
 	}
 	id := link.Identity{
 		Hostname: hostname, MachineID: machineID(r.ID), Env: env, User: r.Spec.User, Workdir: r.Spec.Workdir,
+	}
+	if r.Saved != nil {
+		id.Restored, id.BootID = true, newUUID()
 	}
 	if m.network != nil {
 		id.Address, id.Gateway = network.Guest, network.Gateway.Addr()

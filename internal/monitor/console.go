@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"fmt"
@@ -51,6 +52,14 @@ var hostnameLabel = regexp.MustCompile(`^[a-zA-Z0-9]([a-zA-Z0-9-]{0,61}[a-zA-Z0-
 func machineID(id string) string {
 	sum := sha256.Sum256([]byte("vmsan machine id " + id))
 	return hex.EncodeToString(sum[:16])
+}
+
+// newUUID makes a random one (RFC 9562, section 5.4).
+func newUUID() string {
+	var raw [16]byte
+	rand.Read(raw[:])
+	raw[6], raw[8] = raw[6]&0x0f|0x40, raw[8]&0x3f|0x80
+	return fmt.Sprintf("%x-%x-%x-%x-%x", raw[:4], raw[4:6], raw[6:8], raw[8:10], raw[10:])
 }
 
 // maxLog is how much of what the monitor logs is kept, and of what VMM and

@@ -181,6 +181,14 @@ func (m *monitor) watch(ctx context.Context) string {
 // shutDown ends the guest in order, and by force after grace. Without grace
 // the guest is not asked.
 func (m *monitor) shutDown(grace time.Duration) {
+	if grace > 0 && m.status() == api.StatusPaused {
+		// A guest that stands still cannot shut down.
+		m.standing.Lock()
+		if err := m.vm.Resume(context.Background()); err != nil {
+			m.log.Error("resume for shutdown", "error", err)
+		}
+		m.standing.Unlock()
+	}
 	if grace > 0 && m.askGuest(grace) {
 		return
 	}

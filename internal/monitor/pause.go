@@ -81,16 +81,27 @@ func (m *monitor) orderGate(ctx context.Context, o gate.Order) (gate.Report, err
 // disk is frozen while the machine is paused, so that a copy of it wakes up
 // when it has been told that it is one.
 func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer control.SaveAnswer, err error) {
-	m.standing.Lock()
-	defer m.standing.Unlock()
 	saved, closeFiles, err := createSaved(to)
 	if err != nil {
 		return answer, err
 	}
 	defer closeFiles()
+	m.standing.Lock()
 	if m.status() == api.StatusPaused {
-		return m.saveStanding(ctx, to, saved)
+		answer, err = m.saveStanding(ctx, to, saved)
+	} else {
+		answer, err = m.saveRunning(ctx, to, saved)
 	}
+	m.standing.Unlock()
+	if err == nil && to.Stop {
+		return answer, m.endSaved(ctx)
+	}
+	return answer, err
+}
+
+// saveRunning pauses the machine for as long as it takes. With to.Stop it
+// stays so.
+func (m *monitor) saveRunning(ctx context.Context, to control.SaveRequest, saved vmm.Saved) (answer control.SaveAnswer, err error) {
 	if err := m.freeze(ctx); err != nil {
 		return answer, err
 	}
@@ -100,15 +111,15 @@ func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer cont
 		answer, err = m.saveStanding(ctx, to, saved)
 	}
 	if err == nil && to.Stop {
-		return answer, m.endSaved(ctx)
+		answer.Paused = time.Since(began)
+		return answer, nil
 	}
 	// Whatever became of it, and whoever still waits for it, the source goes on.
 	last, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), guestTime, errors.New("the guest does not answer"))
 	defer cancel()
 	err = errors.Join(err, m.vm.Resume(last))
 	answer.Paused = time.Since(began)
-	_, thawErr := m.orderGate(last, gate.Order{Thaw: true})
-	if thawErr != nil {
+	if _, thawErr := m.orderGate(last, gate.Order{Thaw: true}); thawErr != nil {
 		err = errors.Join(err, fmt.Errorf("let the guest go on: %w", thawErr))
 	}
 	return answer, err
