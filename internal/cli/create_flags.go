@@ -41,6 +41,8 @@ func (f *createFlags) register(a *app, cmd *cobra.Command) {
 	flags.BoolVar(&o.NoCgroup, "no-cgroup", false, "do not limit what the VMM uses of the host")
 	flags.StringVar(&o.Network, "network", "", "`NETWORK`: nat, behind the host's address, or none, and so loopback only (default: nat for root, none for others)")
 	f.network.register(cmd)
+	flags.StringVar(&o.Snapshot, "snapshot", "", "go on from this `SNAPSHOT`: its memory, commands and disk")
+	flags.BoolVar(&o.Cold, "cold", false, "boot, and neither use nor make a template")
 	flags.StringVar(&f.bootTimeout, "boot-timeout", "2m", "how long the guest may take to come up: a `TIME` like 1m30s, or seconds")
 	flags.BoolVar(&f.trace, "trace", false, "print how long each stage of the start took")
 	flags.BoolVar(&f.noSetup, "no-setup", false, "fail instead of running setup if it is needed")
@@ -48,6 +50,7 @@ func (f *createFlags) register(a *app, cmd *cobra.Command) {
 	completeChoice(cmd, "accel", "auto", "kvm", "tcg")
 	completeChoice(cmd, "network", "nat", "none")
 	cmd.RegisterFlagCompletionFunc("image", a.completeImage)
+	cmd.RegisterFlagCompletionFunc("snapshot", a.completeSnapshots)
 }
 
 // complete parses what was typed, and checks it.
@@ -59,6 +62,9 @@ func (f *createFlags) complete(cmd *cobra.Command) (err error) {
 		}
 	}
 	o := &f.options
+	if err := checkSnapshotFlags(cmd); err != nil {
+		return err
+	}
 	if o.VCPUs, err = sandbox.ParseVCPUs(f.vcpus); err != nil {
 		return err
 	}
@@ -85,6 +91,22 @@ func (f *createFlags) complete(cmd *cobra.Command) (err error) {
 	}
 	// Before setup, which may have to run first and takes long.
 	return o.Check()
+}
+
+// checkSnapshotFlags refuses what a snapshot has decided already.
+func checkSnapshotFlags(cmd *cobra.Command) error {
+	if !cmd.Flags().Changed("snapshot") {
+		return nil
+	}
+	if cmd.Flag("snapshot").Value.String() == "" {
+		return api.Errorf(api.ErrSnapshotNotFound, "Invalid --snapshot: it is empty.").WithFlag("--snapshot").WithHint("vmsan snapshot ls")
+	}
+	for _, flag := range []string{"image", "vcpus", "memory", "disk", "init", "driver", "accel", "cold", "network"} {
+		if cmd.Flags().Changed(flag) {
+			return exclusive("--snapshot", "--"+flag)
+		}
+	}
+	return nil
 }
 
 func emptyCode(flag string) api.Code {

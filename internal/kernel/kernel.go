@@ -23,8 +23,9 @@ import (
 	"github.com/vmsan/vmsan/internal/store"
 )
 
-// recordVersion is the version of kernel.json.
-const recordVersion = 1
+// recordVersion is the version of kernel.json. Kernels of version 1 lack
+// modules that restored guests need.
+const recordVersion = 2
 
 // maxRecord bounds kernel.json in bytes.
 const maxRecord = 1 << 20
@@ -62,6 +63,10 @@ type Kernel struct {
 	Vmlinux     File   `json:"vmlinux"`
 	Initramfs   File   `json:"initramfs"`
 }
+
+// Current tells whether k has all that guests of this vmsan need. One that is
+// not still starts the sandboxes that were made with it.
+func (k Kernel) Current() bool { return k.Format == recordVersion }
 
 // File is a file's size in bytes and its hexadecimal SHA-256.
 type File struct {
@@ -311,7 +316,7 @@ func load(l store.Layout, digest string) (Kernel, error) {
 	if err := json.Unmarshal(data, &k); err != nil {
 		return Kernel{}, err
 	}
-	if k.Format != recordVersion {
+	if k.Format < 1 || k.Format > recordVersion {
 		return Kernel{}, fmt.Errorf("record has format %d, this vmsan reads %d", k.Format, recordVersion)
 	}
 	if k.Digest != digest || k.digest() != digest {

@@ -238,7 +238,7 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group) error {
 		Jail: vmm.Jail{
 			User: user(m.record.Host.UID), Root: m.layout.JailRoot(m.id), Cgroup: group, NoSeccomp: s.NoSeccomp,
 		},
-		NIC: m.network.nic(),
+		NIC: m.nic(),
 		Log: m.vmmLog,
 	}
 	if m.record.Ephemeral && !m.record.Internal {
@@ -379,7 +379,8 @@ func (m *monitor) fail(ctx context.Context, err error) error {
 	failure.VM = m.id
 	failure.Console = consoleTail(m.layout.Console(m.id))
 	if saveErr := m.save(func(r *store.Record) {
-		r.Status, r.Reason = api.StatusError, failure.Message
+		// A machine that has run is not the one that was saved any more.
+		r.Status, r.Reason, r.Saved = api.StatusError, failure.Message, nil
 		if undoErr == nil {
 			r.Host = store.Host{}
 		}

@@ -35,7 +35,7 @@ type sandboxNetwork struct {
 func (m *monitor) makeNetwork(ctx context.Context) (err error) {
 	s := m.record.Spec
 	if !s.Networked() {
-		return nil
+		return m.makeBareNIC()
 	}
 	var n sandboxNetwork
 	for _, p := range s.Publications {
@@ -63,6 +63,18 @@ func (m *monitor) makeNetwork(ctx context.Context) (err error) {
 	}
 	m.undo.Add(n.Close)
 	m.network = &n
+	return nil
+}
+
+// makeBareNIC makes the device of a machine that has one and no network.
+func (m *monitor) makeBareNIC() (err error) {
+	if !m.record.Spec.HasNIC() {
+		return nil
+	}
+	if m.bareTap, err = network.BareTap(); err != nil {
+		return networkError(err)
+	}
+	m.undo.Add(m.bareTap.Close)
 	return nil
 }
 
@@ -101,12 +113,16 @@ func networkError(err error) error {
 	return api.Errorf(api.ErrNetwork, "make network: %w", err)
 }
 
-// nic is the guest's network device; nil without a network.
-func (n *sandboxNetwork) nic() *vmm.NIC {
-	if n == nil {
+// nic is the guest's network device; nil without one.
+func (m *monitor) nic() *vmm.NIC {
+	tap := m.bareTap
+	if m.network != nil {
+		tap = m.network.Tap()
+	}
+	if tap == nil {
 		return nil
 	}
-	return &vmm.NIC{Tap: n.Tap(), MAC: network.GuestMAC}
+	return &vmm.NIC{Tap: tap, MAC: network.GuestMAC}
 }
 
 // forGate are the files of the network that a gate gets.

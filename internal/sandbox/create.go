@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
+	"os"
 	"time"
 
 	"github.com/vmsan/vmsan/api"
@@ -18,26 +20,46 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (*store.Record, e
 	if err := o.complete(); err != nil {
 		return nil, err
 	}
-	record, err := s.plan(o)
+	record, err := s.plan(ctx, o)
 	if err != nil {
 		return nil, err
 	}
 	if err := checkNetwork(record.Spec); err != nil {
 		return nil, err
 	}
+	template := record.Saved
+	created, err := s.bring(ctx, record, o.First)
+	if err != nil && template != nil && o.Snapshot == "" && ctx.Err() == nil {
+		s.log.Warn("a template cannot be used; booting instead", "error", err)
+		s.dropTemplate(ctx, template.Snapshot)
+		again := o.record(record.Spec)
+		created, err = s.bring(ctx, again, o.First)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("create sandbox: %w", err)
+	}
+	if !o.Cold && template == nil {
+		s.wantTemplate(record.Spec)
+	}
+	return created, nil
+}
+
+// bring makes a sandbox of a record, and starts it. first is the caller's. If
+// it fails nothing is left.
+func (s *Service) bring(ctx context.Context, record *store.Record, first *os.File) (*store.Record, error) {
 	began := time.Now()
 	lock, err := s.layout.Allocate(ctx, record, slotUsable(record.Spec))
 	if err != nil {
-		return nil, fmt.Errorf("create sandbox: %w", err)
+		return nil, err
 	}
 	defer lock.Release()
 	record.Trace = append(record.Trace, stage("allocate", began, ""))
 	err = s.prepare(ctx, record)
 	if err == nil {
-		err = s.launch(ctx, record, lock, o.First)
+		err = s.launch(ctx, record, lock, first)
 	}
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("create sandbox: %w", err), s.discard(record.ID))
+		return nil, errors.Join(err, s.discard(record.ID))
 	}
 	return s.layout.Load(record.ID)
 }
@@ -53,54 +75,60 @@ func (s *Service) discard(id string) error {
 }
 
 // plan makes the record of what o asks for on this host.
-func (s *Service) plan(o CreateOptions) (*store.Record, error) {
+func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, error) {
 	ready, err := setup.Load(s.layout)
 	if err != nil {
 		return nil, err
 	}
-	driver := o.Driver
-	if driver == "auto" {
-		driver = "qemu"
+	spec := store.Spec{
+		Env: o.Env, Workdir: o.Workdir, User: o.User,
+		Network: o.Network, Policy: o.Policy, Publications: o.Publications, Resolvers: o.Resolvers, Bandwidth: o.Bandwidth,
+		Pool: ready.Pool, RequireKVM: o.RequireKVM, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup, BootTimeout: o.BootTimeout,
 	}
-	accelerator, err := choose(ready, o)
-	if err != nil {
-		return nil, err
+	if o.Snapshot != "" {
+		return s.planSnapshot(ctx, o, spec)
 	}
-	ref := o.Image
-	if ref == "" {
-		ref = ready.ImageName
+	if spec.ImageName = o.Image; o.Image == "" {
+		spec.ImageName = ready.ImageName
 	}
-	if ref == "" {
+	if spec.ImageName == "" {
 		return nil, api.Errorf(api.ErrImageNotFound, "setup was told not to make the default image, and no other was named").
 			WithFlag("--image").WithHint("vmsan setup")
 	}
-	image, err := s.images().Resolve(ref)
+	image, err := s.images().Resolve(spec.ImageName)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := s.images().Check(image.Digest); err != nil {
 		return nil, err
 	}
-	record := &store.Record{
-		Name: o.Name, Project: o.Project, Labels: o.Labels,
-		Status: api.StatusCreating, CreatedAt: time.Now().UTC(), Ephemeral: o.Ephemeral,
-		Spec: store.Spec{
-			Image: image.Digest, ImageName: ref, Kernel: ready.Kernel,
-			Driver: driver, Accelerator: accelerator,
-			VCPUs: o.VCPUs, MemoryMiB: o.MemoryMiB, DiskBytes: o.DiskBytes,
-			Env: o.Env, Workdir: o.Workdir, User: o.User,
-			Network: o.Network, Policy: o.Policy, Publications: o.Publications, Resolvers: o.Resolvers, Bandwidth: o.Bandwidth,
-			RequireKVM: o.RequireKVM, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup,
-			BootTimeout: o.BootTimeout,
-		},
+	if spec.Accelerator, err = choose(ready, o); err != nil {
+		return nil, err
 	}
-	if record.Spec.Networked() {
-		record.Spec.Pool = ready.Pool
+	spec.Image, spec.Kernel = image.Digest, ready.Kernel
+	spec.VCPUs, spec.MemoryMiB, spec.DiskBytes = o.VCPUs, o.MemoryMiB, o.DiskBytes
+	if spec.Driver = o.Driver; o.Driver == "auto" {
+		spec.Driver = "qemu"
 	}
 	if o.Init {
-		record.Spec.Init = initPath
+		spec.Init = initPath
+	}
+	record := o.record(spec)
+	if !o.Cold {
+		record.Saved = s.template(ctx, spec)
 	}
 	return record, nil
+}
+
+// record is that of a sandbox which is about to be created.
+func (o CreateOptions) record(spec store.Spec) *store.Record {
+	if !spec.Networked() {
+		spec.Pool = netip.Prefix{}
+	}
+	return &store.Record{
+		Name: o.Name, Project: o.Project, Labels: o.Labels, Spec: spec,
+		Status: api.StatusCreating, CreatedAt: time.Now().UTC(), Ephemeral: o.Ephemeral, Internal: o.internal,
+	}
 }
 
 // choose picks the accelerator: the one asked for, if the boot that setup
@@ -137,14 +165,17 @@ func unusable(accelerator, reason string) error {
 	return err.WithFlag("--accel").WithHint("vmsan setup")
 }
 
-// prepare makes the sandbox's own disk.
+// prepare makes the sandbox's own disk: empty, or as it was saved.
 func (s *Service) prepare(ctx context.Context, r *store.Record) error {
 	began := time.Now()
-	blank, err := disk.EnsureBlank(ctx, s.layout, r.Spec.DiskBytes)
-	if err != nil {
+	var source string
+	var err error
+	if r.Saved != nil {
+		source = overlayOf(r.Saved)
+	} else if source, err = disk.EnsureBlank(ctx, s.layout, r.Spec.DiskBytes); err != nil {
 		return err
 	}
-	method, err := disk.Clone(s.layout.Overlay(r.ID), blank)
+	method, err := disk.Clone(s.layout.Overlay(r.ID), source)
 	if err != nil {
 		return err
 	}

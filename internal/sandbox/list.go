@@ -23,7 +23,7 @@ func (f Filter) matches(r *store.Record) bool {
 			return false
 		}
 	}
-	return (f.Name == "" || r.Name == f.Name) &&
+	return !r.Internal && (f.Name == "" || r.Name == f.Name) &&
 		(f.Project == "" || r.Project == f.Project) &&
 		(f.Status == "" || r.Status == f.Status)
 }

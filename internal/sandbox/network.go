@@ -21,6 +21,8 @@ import (
 const (
 	networkNAT  = "nat"  // behind the host's address
 	networkNone = "none" // loopback only
+	// networkDetached is for templates, which are not connected to anything.
+	networkDetached = "detached"
 )
 
 // The most that a sandbox can have of them.

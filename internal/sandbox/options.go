@@ -44,11 +44,19 @@ type CreateOptions struct {
 	Resolvers    []netip.AddrPort // default: the host's
 	Bandwidth    policy.Bandwidth
 
+	// Snapshot is what the sandbox goes on from; what the machine is made of
+	// is then the snapshot's.
+	Snapshot string
+	// Cold sandboxes boot, and neither use nor make a template.
+	Cold bool
+
 	BootTimeout time.Duration // default 2 minutes
 	// Ephemeral sandboxes are removed when they stop, and stop when the
 	// caller that holds them dies.
 	Ephemeral bool
 
+	// internal sandboxes are vmsan's own.
+	internal bool
 	// First is the other end of a stream to the guest that is there before
 	// the guest is; see FirstClient. Create does not close it. Optional.
 	First *os.File
@@ -324,6 +332,16 @@ func ParseDisk(text string) (int64, error) {
 	if err != nil || bytes < MinDisk || bytes > MaxDisk || bytes%4096 != 0 {
 		return 0, api.Errorf(api.ErrValidationDiskSize, "Invalid --disk: %.80q. Expected GiB, or a size like 10gb or "+
 			"512m, between 16m and 16t.", text).WithFlag("--disk")
+	}
+	return bytes, nil
+}
+
+// ParseTotal reads the size of many things together; a bare number is GiB.
+func ParseTotal(flag, text string) (int64, error) {
+	bytes, err := parseSize(text, 1<<30)
+	if err != nil {
+		return 0, api.Errorf(api.ErrValidationDiskSize, "Invalid %s: %.80q. Expected GiB, or a size like 10gb or 512m.", flag, text).
+			WithFlag(flag)
 	}
 	return bytes, nil
 }

@@ -83,7 +83,8 @@ func (s *Service) stopped(r *store.Record, reason string) error {
 		return s.layout.Delete(r.ID)
 	}
 	r.Status, r.Reason, r.StoppedAt = api.StatusStopped, reason, time.Now().UTC()
-	r.Host = store.Host{}
+	// Its disk is not the one that was saved any more.
+	r.Host, r.Saved = store.Host{}, nil
 	return s.layout.Save(r)
 }
 

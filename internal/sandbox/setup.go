@@ -4,14 +4,11 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"time"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/agent/binary"
 	"github.com/vmsan/vmsan/internal/guest"
-	"github.com/vmsan/vmsan/internal/jail"
 	"github.com/vmsan/vmsan/internal/kernel"
 	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/setup"
@@ -45,13 +42,40 @@ func (s *Service) Setup(ctx context.Context, o SetupOptions) (setup.Record, erro
 	for _, a := range features.Accelerators {
 		accels = append(accels, string(a))
 	}
-	return setup.Run(ctx, setup.Options{
+	record, err := setup.Run(ctx, setup.Options{
 		Layout: s.layout, Agent: agent, Kernel: o.Kernel, KernelDeb: o.KernelDeb, SkipImage: o.SkipImage,
 		Accels: accels, VMM: features.Name + " " + version, Progress: o.Progress,
 		Probe:      func(ctx context.Context, accel string, k kernel.Kernel) error { return s.probe(ctx, driver, accel, k) },
 		KeepKernel: s.usesKernel,
 		Pool:       o.Pool, CheckPool: network.CheckPool,
 	})
+	if err != nil || o.SkipImage {
+		return record, err
+	}
+	return record, s.setupTemplate(ctx, o.Progress)
+}
+
+// stepTemplate is the last step of setup.
+const stepTemplate setup.Step = "template"
+
+// setupTemplate makes the template of a sandbox with the defaults.
+func (s *Service) setupTemplate(ctx context.Context, progress func(setup.Event)) error {
+	if progress == nil {
+		progress = func(setup.Event) {}
+	}
+	progress(setup.Event{Step: stepTemplate, State: setup.Running, Detail: "booting and saving a sandbox with the defaults"})
+	began := time.Now()
+	made, err := s.MakeDefaultTemplate(ctx)
+	switch {
+	case err != nil:
+		progress(setup.Event{Step: stepTemplate, State: setup.Failed, Detail: err.Error()})
+		return fmt.Errorf("make the template of a default sandbox: %w", err)
+	case made:
+		progress(setup.Event{Step: stepTemplate, State: setup.Done, Detail: fmt.Sprintf("made in %.1f s", time.Since(began).Seconds())})
+	default:
+		progress(setup.Event{Step: stepTemplate, State: setup.Kept})
+	}
+	return nil
 }
 
 // CheckSetup tells what Setup would have to do, without doing it.
@@ -87,8 +111,18 @@ func notReady(why string) error {
 	return api.Errorf(api.ErrSetupRequired, "vmsan has to be set up again: %s", why).WithHint("vmsan setup")
 }
 
-// usesKernel tells whether a sandbox was made with the kernel digest.
+// usesKernel tells whether a sandbox or a snapshot was made with the kernel
+// digest.
 func (s *Service) usesKernel(digest string) bool {
+	snapshots, brokenSnapshots, err := s.snapshots().List()
+	if err != nil || len(brokenSnapshots) > 0 {
+		return true
+	}
+	for _, m := range snapshots {
+		if m.Host.Kernel == digest {
+			return true
+		}
+	}
 	records, broken, err := s.layout.List()
 	if err != nil || len(broken) > 0 {
 		return true
@@ -116,22 +150,15 @@ const probeUID = 1_599_999_999
 func (s *Service) probe(ctx context.Context, driver vmm.Driver, accel string, k kernel.Kernel) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, probeTime, fmt.Errorf("the guest did not answer within %s", probeTime))
 	defer cancel()
-	dir, err := os.MkdirTemp(s.layout.Run, "probe-")
+	shut, release, err := s.helperJail("probe-", probeUID)
 	if err != nil {
 		return err
 	}
-	defer os.RemoveAll(dir)
+	defer release()
 	spec := vmm.Spec{
 		ID: "probe", VCPUs: 1, MemoryMiB: probeMemory, Accelerator: vmm.Accelerator(accel),
 		Kernel: kernel.VmlinuxPath(s.layout, k.Digest), Initramfs: kernel.InitramfsPath(s.layout, k.Digest),
-		Cmdline: []string{"vmsan.probe"},
-	}
-	if os.Geteuid() == 0 {
-		root := filepath.Join(dir, "root")
-		if err := os.Mkdir(root, 0o700); err != nil {
-			return err
-		}
-		spec.Jail = vmm.Jail{User: &jail.User{UID: probeUID, GID: probeUID}, Root: root}
+		Cmdline: []string{"vmsan.probe"}, Jail: shut,
 	}
 	return bootOnce(ctx, driver, spec)
 }

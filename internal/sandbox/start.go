@@ -17,6 +17,11 @@ func (s *Service) Start(ctx context.Context, ref string) (*store.Record, error) 
 		return nil, err
 	}
 	defer lock.Release()
+	return s.startOwned(ctx, record, lock)
+}
+
+// startOwned starts a sandbox whose lock the caller holds.
+func (s *Service) startOwned(ctx context.Context, record *store.Record, lock *store.Lock) (*store.Record, error) {
 	record.Status, record.Reason, record.Trace = api.StatusCreating, "", nil
 	if err := s.layout.Save(record); err != nil {
 		return nil, err

@@ -256,7 +256,7 @@ func (o *Options) fittingKernel(r *Record) (kernel.Kernel, error) {
 		return kernel.Kernel{}, nil
 	}
 	k, err := kernel.Check(o.Layout, r.Kernel)
-	if err != nil {
+	if err != nil || !k.Current() {
 		// A new one takes its place, whatever is wrong with this one.
 		return kernel.Kernel{}, nil
 	}

@@ -111,6 +111,15 @@ func (l Layout) Blank(size int64) string {
 	return filepath.Join(l.Dir, "blanks", fmt.Sprintf("%d.ext4", size))
 }
 
+// Templates holds vmsan's own snapshots, as Snapshots does the user's.
+func (l Layout) Templates() string { return filepath.Join(l.Dir, "templates") }
+
+// TemplateLog is what the last making of a template had to say.
+func (l Layout) TemplateLog() string { return filepath.Join(l.Dir, "templates.log") }
+
+// TemplateLock is held while the template with that name is made.
+func (l Layout) TemplateLock(name string) string { return filepath.Join(l.Run, name+".lock") }
+
 // Snapshots holds one directory per snapshot, named by its id: manifest.json,
 // memory, state and overlay.ext4.
 func (l Layout) Snapshots() string { return filepath.Join(l.Dir, "snapshots") }

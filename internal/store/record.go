@@ -72,7 +72,8 @@ type Spec struct {
 	User        string            `json:"user,omitempty"`
 	// Init is the image's own init, to run as PID 1. Empty: the agent is.
 	Init string `json:"init,omitempty"`
-	// Network is "nat" or "none". What follows is of the former.
+	// Network is "nat", "none", or, for vmsan's own templates, "detached": a
+	// device that leads nowhere. What follows is of the first.
 	Network string        `json:"network"`
 	Policy  policy.Policy `json:"policy,omitzero"`
 	// Pool is where the sandbox's addresses come from, by its slot.
@@ -103,6 +104,9 @@ type Host struct {
 	// BootID is the host's boot that all this belongs to.
 	BootID string `json:"boot_id,omitempty"`
 }
+
+// HasNIC tells whether the machine has a network device.
+func (s Spec) HasNIC() bool { return s.Network != "none" }
 
 // Networked tells whether the sandbox has a network.
 func (s Spec) Networked() bool { return s.Network == "nat" }

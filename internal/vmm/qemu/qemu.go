@@ -34,6 +34,9 @@ func program() string {
 	return "qemu-system-x86_64"
 }
 
+// Program is the name of QEMU's program.
+func (Driver) Program() string { return program() }
+
 // Features says what the driver can do.
 func (Driver) Features() vmm.Features {
 	return vmm.Features{

@@ -1,0 +1,303 @@
+package sandbox
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"path/filepath"
+	"slices"
+	"time"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/disk"
+	"github.com/vmsan/vmsan/internal/policy"
+	"github.com/vmsan/vmsan/internal/snapshot"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// snapshots are the user's.
+func (s *Service) snapshots() snapshot.Store {
+	return snapshot.Store{Dir: s.layout.Snapshots(), Tmp: s.layout.Tmp()}
+}
+
+// guestOptions are what a sandbox keeps of its source besides what the
+// machine is made of.
+type guestOptions struct {
+	Network   string            `json:"network"`
+	Init      string            `json:"init,omitempty"`
+	Env       map[string]string `json:"env,omitempty"`
+	Workdir   string            `json:"workdir,omitempty"`
+	User      string            `json:"user,omitempty"`
+	Resolvers []string          `json:"resolvers,omitempty"`
+}
+
+// manifest describes the sandbox r as it is saved.
+func (s *Service) manifest(ctx context.Context, r *store.Record) (m snapshot.Manifest, err error) {
+	m = snapshot.Manifest{
+		SourceID: r.ID, SourceName: r.Name, Image: r.Spec.Image, ImageName: r.Spec.ImageName,
+		VCPUs: r.Spec.VCPUs, MemoryMiB: r.Spec.MemoryMiB, DiskBytes: r.Spec.DiskBytes,
+	}
+	if m.Host, err = s.here(ctx, r.Spec); err != nil {
+		return m, err
+	}
+	if m.Policy, err = json.Marshal(r.Spec.Policy); err != nil {
+		return m, err
+	}
+	m.Guest, err = json.Marshal(guestOptions{
+		Network: r.Spec.Network, Init: r.Spec.Init, Env: r.Spec.Env, Workdir: r.Spec.Workdir, User: r.Spec.User,
+	})
+	return m, err
+}
+
+// CreateSnapshot saves the sandbox that ref names under a name, which may be
+// empty. It goes on meanwhile but for a pause, which is returned, unless stop
+// is given.
+func (s *Service) CreateSnapshot(ctx context.Context, ref, name string, stop bool) (m snapshot.Manifest, pause time.Duration, err error) {
+	if name != "" && !snapshot.ValidName(name) {
+		return m, 0, api.Errorf(api.ErrValidationName, "Invalid --name: %.80q. Must be 1 to 63 letters, digits, dots, "+
+			"dashes and underscores, beginning with a letter or digit, and not an id.", name).WithFlag("--name")
+	}
+	r, err := s.Get(ctx, ref)
+	if err != nil {
+		return m, 0, err
+	}
+	if r.Status != api.StatusRunning && (r.Status != api.StatusPaused || r.Reclaimed()) {
+		return m, 0, notRunning(r)
+	}
+	all := s.snapshots()
+	if name != "" {
+		if err := all.CheckName(name); err != nil {
+			return m, 0, err
+		}
+	}
+	m, pause, err = s.saveAs(ctx, all, r, name, stop)
+	if err != nil {
+		return m, pause, fmt.Errorf("snapshot %s: %w", r.ID, err)
+	}
+	return m, pause, nil
+}
+
+// saveAs saves the sandbox r into a store of snapshots.
+func (s *Service) saveAs(ctx context.Context, all snapshot.Store, r *store.Record, name string, stop bool) (
+	m snapshot.Manifest, pause time.Duration, err error) {
+	if m, err = s.manifest(ctx, r); err != nil {
+		return m, 0, err
+	}
+	m.Name = name
+	draft, err := all.New()
+	if err != nil {
+		return m, 0, err
+	}
+	defer draft.Close()
+	answer, err := s.saveInto(ctx, r, draft, stop)
+	if err != nil {
+		return m, 0, err
+	}
+	for _, name := range []string{snapshot.MemoryFile, snapshot.StateFile, snapshot.OverlayFile} {
+		draft.Done(ctx, name)
+	}
+	if m, err = draft.Publish(ctx, m); err != nil {
+		return m, answer.Paused, err
+	}
+	s.trust(all, m.ID)
+	return m, answer.Paused, nil
+}
+
+// Snapshots lists all snapshots, the oldest first. One that cannot be read is
+// logged.
+func (s *Service) Snapshots() ([]snapshot.Manifest, error) {
+	return s.listAll(s.snapshots(), "snapshot")
+}
+
+func (s *Service) listAll(all snapshot.Store, what string) ([]snapshot.Manifest, error) {
+	manifests, broken, err := all.List()
+	for id, err := range broken {
+		s.log.Warn(err.Error(), "hint", fmt.Sprintf("vmsan %s rm %s", what, id))
+	}
+	return manifests, err
+}
+
+// Snapshot returns the manifest of the snapshot that ref names. With verify
+// its files' digests are compared.
+func (s *Service) Snapshot(ctx context.Context, ref string, verify bool) (snapshot.Manifest, error) {
+	all := s.snapshots()
+	m, err := all.Get(ref)
+	if err == nil && verify {
+		err = all.Verify(ctx, m.ID)
+	}
+	return m, err
+}
+
+// DeleteSnapshot removes the snapshot that ref names. Sandboxes that were made
+// of it do not need it any more.
+func (s *Service) DeleteSnapshot(ctx context.Context, ref string) (id string, err error) {
+	return s.deleteFrom(ctx, s.snapshots(), ref)
+}
+
+func (s *Service) deleteFrom(ctx context.Context, all snapshot.Store, ref string) (id string, err error) {
+	id = ref
+	if !snapshot.ValidID(ref) {
+		m, err := all.Get(ref)
+		if err != nil {
+			return ref, err
+		}
+		id = m.ID
+	} else if _, err := all.Get(ref); api.HasCode(err, api.ErrSnapshotNotFound) {
+		return id, err
+	}
+	return id, all.Delete(ctx, id, func() error { return s.checkUnused(id) })
+}
+
+// checkUnused fails if a sandbox is about to start from the snapshot id.
+func (s *Service) checkUnused(id string) error {
+	records, _, err := s.layout.List()
+	if err != nil {
+		return err
+	}
+	i := slices.IndexFunc(records, func(r *store.Record) bool { return r.Saved != nil && r.Saved.Snapshot == id })
+	if i < 0 {
+		return nil
+	}
+	return api.Errorf(api.ErrSnapshotInUse, "VM %s is about to start from snapshot %s", records[i].ID, id).WithVM(records[i].ID)
+}
+
+// ExportSnapshot writes the snapshot that ref names to w, as one archive.
+func (s *Service) ExportSnapshot(ctx context.Context, ref string, w io.Writer) (id string, err error) {
+	all := s.snapshots()
+	m, err := all.Get(ref)
+	if err != nil {
+		return ref, err
+	}
+	return m.ID, all.Export(ctx, m.ID, w)
+}
+
+// ImportSnapshot makes a snapshot of an archive.
+func (s *Service) ImportSnapshot(ctx context.Context, r io.Reader, name string) (snapshot.Manifest, error) {
+	all := s.snapshots()
+	m, err := all.Import(ctx, r, name)
+	if err == nil {
+		s.trust(all, m.ID)
+	}
+	return m, err
+}
+
+// usable returns the snapshot that ref names if it can be restored here.
+func (s *Service) usable(ctx context.Context, ref string) (m snapshot.Manifest, g guestOptions, err error) {
+	all := s.snapshots()
+	if m, err = all.Get(ref); err != nil {
+		return m, g, err
+	}
+	if err := json.Unmarshal(m.Guest, &g); err != nil {
+		return m, g, api.Errorf(api.ErrSnapshotCorrupt, "snapshot %s: read its options: %w", m.ID, err)
+	}
+	here, err := s.here(ctx, store.Spec{Driver: m.Host.Driver, Accelerator: m.Host.Accelerator, Kernel: m.Host.Kernel})
+	if err != nil {
+		return m, g, err
+	}
+	if err := m.Fits(here); err != nil {
+		return m, g, err
+	}
+	if _, err := s.images().Check(m.Image); err != nil {
+		return m, g, fmt.Errorf("snapshot %s: its image %s: %w", m.ID, m.ImageName, err)
+	}
+	return m, g, verify(ctx, all, m.ID)
+}
+
+// savedIn names the files of a snapshot.
+func savedIn(all snapshot.Store, id string) *store.Saved {
+	dir := filepath.Join(all.Dir, id)
+	return &store.Saved{
+		Memory: filepath.Join(dir, snapshot.MemoryFile), State: filepath.Join(dir, snapshot.StateFile), Snapshot: id,
+	}
+}
+
+// overlayOf is the copy of a disk that goes with a saved machine.
+func overlayOf(saved *store.Saved) string {
+	return filepath.Join(filepath.Dir(saved.Memory), snapshot.OverlayFile)
+}
+
+// planSnapshot makes the record of a sandbox that goes on from a snapshot. What
+// was saved cannot be changed by options; the network's rules can.
+func (s *Service) planSnapshot(ctx context.Context, o CreateOptions, pool store.Spec) (*store.Record, error) {
+	m, g, err := s.usable(ctx, o.Snapshot)
+	if err != nil {
+		return nil, err
+	}
+	spec := pool
+	spec.Image, spec.ImageName, spec.Kernel = m.Image, m.ImageName, m.Host.Kernel
+	spec.Driver, spec.Accelerator = m.Host.Driver, m.Host.Accelerator
+	spec.VCPUs, spec.MemoryMiB, spec.DiskBytes = m.VCPUs, m.MemoryMiB, m.DiskBytes
+	spec.Init, spec.Network = g.Init, g.Network
+	if spec.Env == nil {
+		spec.Env = g.Env
+	}
+	if spec.Workdir == "" {
+		spec.Workdir = g.Workdir
+	}
+	if spec.User == "" {
+		spec.User = g.User
+	}
+	if o.Policy.Mode == "" && g.Network == networkNAT {
+		if err := json.Unmarshal(m.Policy, &spec.Policy); err != nil {
+			return nil, api.Errorf(api.ErrSnapshotCorrupt, "snapshot %s: read its policy: %w", m.ID, err)
+		}
+	}
+	if g.Network == networkNone && o.needsNetwork() {
+		return nil, api.Errorf(api.ErrValidationFlags, "snapshot %s is of a sandbox without a network", m.ID).WithFlag("--snapshot")
+	}
+	if g.Network == networkNone {
+		spec.Policy = policy.Policy{}
+	}
+	r := o.record(spec)
+	r.Saved = savedIn(s.snapshots(), m.ID)
+	return r, nil
+}
+
+// Restore puts the sandbox that ref names back to a snapshot: memory, commands
+// and disk. Its id, name, network and ports stay.
+func (s *Service) Restore(ctx context.Context, ref, snap string) (*store.Record, error) {
+	r, err := s.Get(ctx, ref)
+	if err != nil {
+		return nil, err
+	}
+	m, g, err := s.usable(ctx, snap)
+	if err != nil {
+		return nil, err
+	}
+	if g.Network != r.Spec.Network {
+		return nil, api.Errorf(api.ErrSnapshotUnfit, "snapshot %s is of a sandbox with the network %s, and VM %s has %s", m.ID, g.Network,
+			r.ID, r.Spec.Network).WithVM(r.ID)
+	}
+	if r.Running() {
+		if err := s.stop(ctx, r, 0); err != nil {
+			return nil, fmt.Errorf("restore %s: %w", r.ID, err)
+		}
+	}
+	lock, r, err := s.own(ctx, r.ID)
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Release()
+	r.Saved = savedIn(s.snapshots(), m.ID)
+	r.Spec.Image, r.Spec.ImageName, r.Spec.Kernel = m.Image, m.ImageName, m.Host.Kernel
+	r.Spec.Driver, r.Spec.Accelerator, r.Spec.Init = m.Host.Driver, m.Host.Accelerator, g.Init
+	r.Spec.VCPUs, r.Spec.MemoryMiB, r.Spec.DiskBytes = m.VCPUs, m.MemoryMiB, m.DiskBytes
+	if err := s.replaceOverlay(r); err != nil {
+		return nil, fmt.Errorf("restore %s: %w", r.ID, err)
+	}
+	return s.startOwned(ctx, r, lock)
+}
+
+// replaceOverlay puts a copy of the saved disk in the place of the one there
+// is, which is kept until the copy is whole.
+func (s *Service) replaceOverlay(r *store.Record) error {
+	next := s.layout.Overlay(r.ID) + ".next"
+	if err := removeFile(next); err != nil {
+		return err
+	}
+	if _, err := disk.Clone(next, overlayOf(r.Saved)); err != nil {
+		return err
+	}
+	return renameFile(next, s.layout.Overlay(r.ID))
+}
