@@ -36,7 +36,7 @@ func BenchmarkThroughput(b *testing.B) {
 			}
 		}
 	}))
-	b.Cleanup(web.CloseClientConnections)
+	b.Cleanup(func() { web.CloseClientConnections(); web.Close() })
 	addr := web.Listener.Addr().String()
 	request := func(path string) []byte { return []byte("GET " + path + " HTTP/1.1\r\nHost: a.example\r\n\r\n") }
 	hello := handshake(nameExtension("a.example"))
