@@ -45,6 +45,12 @@ var allowed = []struct {
 	{"internal/snapshot", []string{"api", "internal/scratch", "internal/sparse", "internal/store"}, "it keeps files, and does not know what a VMM does with them"},
 	{"internal/vmm/qemu", []string{"internal/vmm", "internal/link", "internal/jail", "internal/sparse"}, "drivers know only the waist"},
 	{"internal/gate", []string{"api", "internal/policy", "internal/link", "internal/guest", "internal/vmm", "internal/jail", "internal/cgroup"}, "it has no rights, so it needs no files or records"},
+	{"internal/gate/resolver", []string{"api", "internal/policy", "internal/gate/sockets"}, "what reads hostile bytes knows nothing that it need not"},
+	{"internal/gate/proxy", []string{"api", "internal/policy", "internal/gate/sockets"}, "what reads hostile bytes knows nothing that it need not"},
+	{"internal/gate/ports", []string{"internal/policy", "internal/gate/sockets"}, "what reads hostile bytes knows nothing that it need not"},
+	{"internal/gate/denials", []string{"api"}, "what reads hostile bytes knows nothing that it need not"},
+	{"internal/gate/sockets", nil, "the gate's servers share it"},
+	{"internal/gate/logfile", nil, "it knows files"},
 	{"internal/monitor/control", []string{"api", "internal/policy"}, "commands and monitors share it"},
 }
 

@@ -16,6 +16,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/vmsan/vmsan/internal/gate/logfile"
 	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/link"
 )
@@ -58,7 +59,7 @@ type gate struct {
 	control  net.Conn
 	data     net.Conn
 	console  net.Conn
-	output   *consoleLog
+	output   *logfile.File
 
 	host    *link.Host
 	client  *guest.Client
@@ -92,7 +93,7 @@ func inherit(log *slog.Logger) (*gate, error) {
 		return nil, err
 	}
 	g.listener = listener
-	g.output, err = newConsoleLog(os.NewFile(fdConsoleLog, "console.log"))
+	g.output, err = logfile.Open(os.NewFile(fdConsoleLog, "console.log"))
 	return g, err
 }
 

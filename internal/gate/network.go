@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/internal/gate/denials"
+	"github.com/vmsan/vmsan/internal/gate/logfile"
 	"github.com/vmsan/vmsan/internal/gate/ports"
 	"github.com/vmsan/vmsan/internal/gate/proxy"
 	"github.com/vmsan/vmsan/internal/gate/resolver"
@@ -67,7 +68,7 @@ func inheritNetwork(count string, log *slog.Logger) (s *networkServer, err error
 		return nil, fmt.Errorf("inherit denials: %w", err)
 	}
 	s.denied = os.NewFile(fdDenials, "denials")
-	events, err := newConsoleLog(os.NewFile(fdNetworkLog, "network.log"))
+	events, err := logfile.OpenLines(os.NewFile(fdNetworkLog, "network.log"))
 	if err != nil {
 		return nil, err
 	}

@@ -25,7 +25,7 @@ const (
 
 // maxHello is the longest ClientHello, in bytes: one with keys that withstand
 // quantum computers and a ticket is some 2 KiB, and tickets may be large.
-const maxHello = 32 << 10
+const maxHello = 20 << 10
 
 // The refusals of TLS.
 const (

@@ -11,9 +11,10 @@ import (
 	"golang.org/x/net/http/httpguts"
 )
 
-// Bounds of HTTP, in bytes but for maxFields.
+// Bounds of HTTP, in bytes but for maxFields. There may be MaxConns of them in
+// a gate's memory, which is small.
 const (
-	maxHead      = 32 << 10
+	maxHead      = 16 << 10
 	maxFields    = 256
 	maxChunkLine = 4 << 10
 	maxTrailer   = 16 << 10

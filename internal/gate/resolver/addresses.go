@@ -30,6 +30,10 @@ const (
 	maxNames     = 64
 )
 
+// sweepPause is how long what has run out may stay, since to look for it
+// takes time.
+const sweepPause = 10 * time.Second
+
 var errManyAddresses = errors.New("too many addresses")
 
 // address is what is known about one.
@@ -44,6 +48,7 @@ type address struct {
 type addresses struct {
 	mu    sync.Mutex
 	known map[netip.Addr]*address
+	swept time.Time
 }
 
 // add notes that name resolves to addrs for ttl, and returns those of them
@@ -54,8 +59,9 @@ func (a *addresses) add(name string, addrs []netip.Addr, ttl time.Duration, now 
 	if a.known == nil {
 		a.known = map[netip.Addr]*address{}
 	}
-	if len(a.known)+len(addrs) > maxAddresses {
+	if len(a.known)+len(addrs) > maxAddresses && now.Sub(a.swept) > sweepPause {
 		a.sweep(now)
+		a.swept = now
 	}
 	for _, addr := range addrs {
 		known := a.known[addr]

@@ -79,6 +79,7 @@ type Resolver struct {
 	server    sockets.Server
 	answering sync.WaitGroup
 	places    chan struct{}
+	large     chan struct{}
 	cache     cache
 	flights   singleflight.Group
 	asking    *rate.Limiter
@@ -98,6 +99,7 @@ func New(c Config) *Resolver {
 		cancel:  cancel,
 		asking:  rate.NewLimiter(askRate, askBurst),
 		places:  make(chan struct{}, maxQuestions),
+		large:   make(chan struct{}, maxLarge),
 		current: c.Policy,
 	}
 }

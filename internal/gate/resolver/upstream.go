@@ -51,7 +51,7 @@ func (r *Resolver) ask(ctx context.Context, k key) *found {
 func (r *Resolver) exchange(ctx context.Context, resolver int, question dns.Question) (*dns.Msg, error) {
 	m, err := r.try(ctx, resolver, "udp", question)
 	if err == nil && m.Truncated {
-		m, err = r.try(ctx, resolver, "tcp", question)
+		m, err = r.tryLarge(ctx, resolver, question)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("ask resolver %d: %w", resolver, err)
@@ -60,6 +60,20 @@ func (r *Resolver) exchange(ctx context.Context, resolver int, question dns.Ques
 		return nil, fmt.Errorf("ask resolver %d: %s", resolver, dns.RcodeToString[m.Rcode])
 	}
 	return m, nil
+}
+
+// maxLarge is how many answers by TCP there are at once, since such a one may
+// take half a megabyte once it is read.
+const maxLarge = 16
+
+func (r *Resolver) tryLarge(ctx context.Context, resolver int, question dns.Question) (*dns.Msg, error) {
+	select {
+	case r.large <- struct{}{}:
+		defer func() { <-r.large }()
+		return r.try(ctx, resolver, "tcp", question)
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
 }
 
 func (r *Resolver) try(ctx context.Context, resolver int, network string, question dns.Question) (*dns.Msg, error) {
