@@ -34,8 +34,7 @@ type Spec struct {
 	Files []*os.File
 	// Opens are files that the child gets when it opens a path for reading
 	// and writing, instead of whatever is there, with the rights that they
-	// were opened with. They have to stay open until the child has them.
-	// Optional; needs Linux 5.14.
+	// were opened with. Optional; needs Linux 5.14.
 	Opens map[string]*os.File
 
 	// Root is the child's root file system. Optional; needs root.

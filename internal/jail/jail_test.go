@@ -9,7 +9,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -186,16 +185,15 @@ func TestNetwork(t *testing.T) {
 func newNetwork(t *testing.T) *os.File {
 	t.Helper()
 	made := make(chan *os.File, 1)
-	go func() {
+	go onThreadOfItsOwn(func() {
 		defer close(made)
-		runtime.LockOSThread() // and never unlocked: the thread ends here
 		if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 			return
 		}
 		if file, err := os.Open("/proc/thread-self/ns/net"); err == nil {
 			made <- file
 		}
-	}()
+	})
 	network := <-made
 	if network == nil {
 		t.Fatal("cannot make a network namespace")

@@ -19,31 +19,48 @@ import (
 // opens answers a child that opens paths for reading and writing.
 type opens struct {
 	listener *os.File
-	files    map[string]*os.File
-	longest  int // of the paths, in bytes
+	files    map[string]int // descriptors of its own
+	longest  int            // of the paths, in bytes
 	done     chan struct{}
 }
 
 // watchOpens has the calling thread, and what it forks, ask for each open for
 // reading and writing.
 func watchOpens(files map[string]*os.File) (*opens, error) {
-	program := opensFilter()
-	prog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
-	fd, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
-		unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&prog)))
-	if errno != 0 {
-		return nil, fmt.Errorf("watch opens: %w", errno)
-	}
-	if err := unix.SetNonblock(int(fd), true); err != nil {
-		unix.Close(int(fd))
-		return nil, fmt.Errorf("watch opens: %w", err)
-	}
-	o := &opens{listener: os.NewFile(fd, "opens"), files: files, done: make(chan struct{})}
-	for path := range files {
+	o := &opens{files: map[string]int{}, done: make(chan struct{})}
+	for path, file := range files {
+		fd, err := unix.FcntlInt(file.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		if err != nil {
+			o.closeFiles()
+			return nil, fmt.Errorf("keep %s: %w", file.Name(), err)
+		}
+		o.files[path] = fd
 		o.longest = max(o.longest, len(path))
 	}
+	fd, err := listen()
+	if err != nil {
+		o.closeFiles()
+		return nil, fmt.Errorf("watch opens: %w", err)
+	}
+	o.listener = os.NewFile(uintptr(fd), "opens")
 	go o.serve()
 	return o, nil
+}
+
+// listen puts the filter over the calling thread.
+func listen() (fd int, err error) {
+	program := opensFilter()
+	prog := unix.SockFprog{Len: uint16(len(program)), Filter: &program[0]}
+	listener, _, errno := unix.Syscall(unix.SYS_SECCOMP, unix.SECCOMP_SET_MODE_FILTER,
+		unix.SECCOMP_FILTER_FLAG_NEW_LISTENER, uintptr(unsafe.Pointer(&prog)))
+	if errno != 0 {
+		return 0, errno
+	}
+	if err := unix.SetNonblock(int(listener), true); err != nil {
+		unix.Close(int(listener))
+		return 0, err
+	}
+	return int(listener), nil
 }
 
 // Offsets in struct seccomp_data; what is compared are the lower halves of
@@ -144,11 +161,11 @@ func ready(fd uintptr) int16 {
 func (o *opens) answer(fd uintptr, n notification) {
 	v := verdict{id: n.id, flags: unix.SECCOMP_USER_NOTIF_FLAG_CONTINUE}
 	if file, ok := o.files[o.path(n)]; ok {
-		g := gift{id: n.id, flags: unix.SECCOMP_ADDFD_FLAG_SEND, source: uint32(file.Fd()), newFlags: unix.O_CLOEXEC}
+		g := gift{id: n.id, flags: unix.SECCOMP_ADDFD_FLAG_SEND, source: uint32(file), newFlags: unix.O_CLOEXEC}
 		if errno := ioctl(fd, unix.SECCOMP_IOCTL_NOTIF_ADDFD, unsafe.Pointer(&g)); errno == 0 {
 			return
 		}
-		v = verdict{id: n.id, error: -int32(unix.EBADF)} // it was closed, or the child cannot have more
+		v = verdict{id: n.id, error: -int32(unix.EMFILE)} // the child cannot have more
 	}
 	ioctl(fd, unix.SECCOMP_IOCTL_NOTIF_SEND, unsafe.Pointer(&v))
 }
@@ -177,6 +194,13 @@ func (o *opens) close() {
 	}
 	o.listener.Close()
 	<-o.done
+	o.closeFiles()
+}
+
+func (o *opens) closeFiles() {
+	for _, fd := range o.files {
+		unix.Close(fd)
+	}
 }
 
 func ioctl(fd, request uintptr, argument unsafe.Pointer) unix.Errno {

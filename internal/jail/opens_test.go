@@ -1,6 +1,7 @@
 package jail
 
 import (
+	"io"
 	"os"
 	"path/filepath"
 	"testing"
@@ -63,13 +64,38 @@ func TestOpensWithoutRoot(t *testing.T) {
 	}
 }
 
-// A file that was closed fails the open, and does not leave the child waiting.
 func TestOpensOfClosedFile(t *testing.T) {
 	file := given(t, "")
 	file.Close()
-	spec := Spec{Path: "/usr/bin/perl", Args: []string{"-e", `open(my $f, "+<", "/memory") or print $!`}}
-	spec.Opens = map[string]*os.File{"/memory": file}
-	if got := output(t, spec); got != "Bad file descriptor" {
-		t.Errorf("got %q", got)
+	spec := Spec{Path: "/bin/true", Opens: map[string]*os.File{"/memory": file}}
+	if p, err := Start(spec); err == nil {
+		await(t, p)
+		t.Error("a file that is closed was promised")
+	}
+}
+
+// The caller may close its file as soon as the child was started.
+func TestOpensAfterClose(t *testing.T) {
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer r.Close()
+	in, goAhead, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	file := given(t, "given")
+	p := start(t, Spec{
+		Path: "/usr/bin/perl", Args: []string{"-e", `<STDIN>; open(my $f, "+<", "/memory") or die; print <$f>`},
+		Stdin: in, Stdout: w, Opens: map[string]*os.File{"/memory": file},
+	})
+	file.Close()
+	in.Close()
+	w.Close()
+	goAhead.Close()
+	await(t, p)
+	if text, err := io.ReadAll(r); err != nil || string(text) != "given" {
+		t.Errorf("got %q, %v", text, err)
 	}
 }

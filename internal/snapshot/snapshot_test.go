@@ -6,7 +6,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -17,10 +19,16 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/scratch"
 	"github.com/vmsan/vmsan/internal/testenv"
 )
 
-func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
+func TestMain(m *testing.M) {
+	if dir := os.Getenv(makerVar); dir != "" {
+		beMaker(dir)
+	}
+	os.Exit(testenv.Main(m))
+}
 
 func newStore(t testing.TB) Store {
 	t.Helper()
@@ -452,6 +460,60 @@ func TestFullDisk(t *testing.T) {
 	s := Store{Dir: filepath.Join(dir, "snapshots"), Tmp: filepath.Join(dir, "tmp")}
 	if _, err := s.Import(t.Context(), &archive, ""); !api.HasCode(err, api.ErrDiskFull) {
 		t.Errorf("got %v, want that the disk is full", err)
+	}
+	checkEmpty(t, s)
+}
+
+// makerVar makes the test binary a maker of a snapshot that is going to be
+// killed; it names the directory.
+const makerVar = "VMSAN_TEST_SNAPSHOT_MAKER"
+
+// beMaker has everything but the publishing done, says so, and waits.
+func beMaker(dir string) {
+	s := Store{Dir: filepath.Join(dir, "snapshots"), Tmp: filepath.Join(dir, "tmp")}
+	d, err := s.New()
+	if err != nil {
+		panic(err)
+	}
+	for name, text := range content() {
+		if err := os.WriteFile(d.Path(name), text, 0o600); err != nil {
+			panic(err)
+		}
+		d.Done(context.Background(), name)
+	}
+	if _, err := d.wait(); err != nil {
+		panic(err)
+	}
+	if err := d.writeManifest(example()); err != nil {
+		panic(err)
+	}
+	fmt.Println("ready")
+	select {}
+}
+
+// A maker that is killed leaves nothing that is listed, and what it leaves is
+// found and removed.
+func TestMakerKilled(t *testing.T) {
+	s := newStore(t)
+	maker := exec.Command(os.Args[0])
+	maker.Env = append(os.Environ(), makerVar+"="+filepath.Dir(s.Tmp))
+	out, err := maker.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := maker.Start(); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(out, make([]byte, len("ready"))); err != nil {
+		t.Error(err)
+	}
+	maker.Process.Kill()
+	maker.Wait()
+	if list, broken, err := s.List(); err != nil || len(list)+len(broken) > 0 {
+		t.Errorf("listed are %v, %v, %v", list, broken, err)
+	}
+	if swept, err := scratch.Sweep(s.Tmp); err != nil || len(swept) != 1 {
+		t.Errorf("swept %v, %v", swept, err)
 	}
 	checkEmpty(t, s)
 }

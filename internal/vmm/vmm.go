@@ -116,8 +116,11 @@ type Driver interface {
 	// the same files, at a time too: Memory is mapped copy-on-write and never
 	// written, and both files may be open for reading only. They stay the
 	// caller's, who may close them when Restore returns; but the memory must
-	// not change while a machine runs. What is damaged or another machine's
-	// is an error and never a hang; only a damaged memory is not noticed.
+	// not change while a machine runs. A state that makes no sense or is
+	// another machine's is an error and never a hang. One that was changed
+	// with care may do harm, but only to the VMM, which is shut in by
+	// spec.Jail; and memory is not looked into. Whoever keeps the files
+	// checks their digests.
 	Restore(ctx context.Context, spec Spec, from Saved) (VM, error)
 }
 

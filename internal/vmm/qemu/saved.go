@@ -80,14 +80,10 @@ func (vm *virtualMachine) save(ctx context.Context, to *os.File, sealed bool) er
 // checkPaused also refuses a machine that was saved since it was paused:
 // QEMU does not save it again.
 func (vm *virtualMachine) checkPaused(ctx context.Context) error {
-	var state struct {
-		Status  string
-		Running bool
-	}
-	if err := vm.monitor.run(ctx, "query-status", nil, &state); err != nil {
-		return err
-	}
+	state, err := vm.state(ctx)
 	switch {
+	case err != nil:
+		return err
 	case state.Running:
 		return errors.New("it is not paused")
 	case state.Status == "postmigrate":
@@ -129,14 +125,41 @@ func (vm *virtualMachine) outgoing(ctx context.Context, to *os.File) error {
 	if err := vm.monitor.run(bounded, "migrate", map[string]any{"uri": "fd:saved"}, nil); err != nil {
 		return err
 	}
-	err := vm.awaitMigration(ctx)
-	if err == nil || ctx.Err() == nil {
+	end, err := vm.migrationEnd(ctx)
+	if err != nil && ctx.Err() != nil {
+		return errors.Join(err, vm.cancelMigration(ctx))
+	}
+	if err != nil {
 		return err
 	}
-	if cancelErr := vm.cancelMigration(ctx); cancelErr != nil {
-		return errors.Join(context.Cause(ctx), cancelErr)
+	if err := vm.settle(ctx); err != nil {
+		return err
 	}
-	return context.Cause(ctx)
+	return vm.migrationError(ctx, end)
+}
+
+// settle returns when a machine that was saved can be resumed. That a
+// migration has ended is told a few instructions before that, by another
+// thread than the one that takes commands, and there is no event for it.
+func (vm *virtualMachine) settle(ctx context.Context) error {
+	bounded, cancel := commandContext(ctx)
+	defer cancel()
+	for {
+		state, err := vm.state(bounded)
+		if err != nil || state.Status != "finish-migrate" {
+			return err
+		}
+	}
+}
+
+// runState is QEMU's word for what a machine does.
+type runState struct {
+	Status  string
+	Running bool
+}
+
+func (vm *virtualMachine) state(ctx context.Context) (s runState, err error) {
+	return s, vm.monitor.run(ctx, "query-status", nil, &s)
 }
 
 func (vm *virtualMachine) forgetStates() {
@@ -149,42 +172,44 @@ func (vm *virtualMachine) forgetStates() {
 	}
 }
 
-// cancelMigration returns when QEMU no longer writes; that it had come to
-// an end by itself is fine.
+// cancelMigration returns when QEMU no longer writes and the machine can be
+// resumed; that it had come to an end by itself is fine.
 func (vm *virtualMachine) cancelMigration(ctx context.Context) error {
 	bounded, cancel := commandContext(ctx)
 	defer cancel()
 	if err := vm.monitor.run(bounded, "migrate_cancel", nil, nil); err != nil {
 		return err
 	}
-	err := vm.awaitMigration(bounded)
-	if bounded.Err() != nil || errors.Is(err, errMonitorClosed) {
+	if _, err := vm.migrationEnd(bounded); err != nil {
 		return err
 	}
-	return nil
+	return vm.settle(ctx)
 }
 
-// awaitMigration waits for the end of a migration, in or out.
-func (vm *virtualMachine) awaitMigration(ctx context.Context) error {
+// completed is how a migration ends that was done.
+const completed = "completed"
+
+// migrationEnd waits for the end of a migration, in or out.
+func (vm *virtualMachine) migrationEnd(ctx context.Context) (end string, err error) {
 	for {
 		select {
 		case state := <-vm.migration:
-			switch state {
-			case "completed":
-				return nil
-			case "failed", "cancelled":
-				return vm.migrationError(ctx, state)
+			if slices.Contains([]string{completed, "failed", "cancelled"}, state) {
+				return state, nil
 			}
 		case <-vm.monitor.done:
-			return errMonitorClosed
+			return "", errMonitorClosed
 		case <-ctx.Done():
-			return context.Cause(ctx)
+			return "", context.Cause(ctx)
 		}
 	}
 }
 
-// migrationError asks why a migration failed.
-func (vm *virtualMachine) migrationError(ctx context.Context, state string) error {
+// migrationError asks why a migration has ended, if it was not done.
+func (vm *virtualMachine) migrationError(ctx context.Context, end string) error {
+	if end == completed {
+		return nil
+	}
 	var info struct {
 		Reason string `json:"error-desc"`
 	}
@@ -198,7 +223,7 @@ func (vm *virtualMachine) migrationError(ctx context.Context, state string) erro
 	if strings.HasSuffix(reason, "No space left on device") {
 		return fmt.Errorf("QEMU: %w", unix.ENOSPC)
 	}
-	return fmt.Errorf("QEMU: migration %s: %s", state, reason)
+	return fmt.Errorf("QEMU: migration %s: %s", end, reason)
 }
 
 // Seal loads the stream into a machine that never runs and whose memory is
@@ -313,7 +338,11 @@ func (vm *virtualMachine) incoming(ctx context.Context, state *os.File, sealed b
 	if err := vm.monitor.run(ctx, "migrate-incoming", map[string]any{"uri": "fd:saved"}, nil); err != nil {
 		return err
 	}
-	return vm.awaitMigration(ctx)
+	end, err := vm.migrationEnd(ctx)
+	if err != nil {
+		return err
+	}
+	return vm.migrationError(ctx, end)
 }
 
 // restoredParts lists what a machine that goes on is made of.

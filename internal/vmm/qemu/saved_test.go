@@ -7,7 +7,9 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
@@ -182,6 +184,36 @@ func count(t *testing.T, ctx context.Context, vm running) int {
 		t.Fatal(err)
 	}
 	return n
+}
+
+// A machine that is saved in the middle of writing goes on writing, to a copy
+// of its disk, and so does the one that it was copied from: what is in memory
+// and what is on the disk fit together on both sides.
+func TestRestoredDisk(t *testing.T) {
+	ctx := testContext(t)
+	spec := machineSpec(t)
+	source := boot(t, ctx, spec)
+	source.sh(t, ctx, `cd /root && head -c 20M /dev/urandom >before && sha256sum before >sums`) // and not synced
+	source.sh(t, ctx, `cd /root && (for n in 1 2 3 4 5 6; do head -c 4M /dev/urandom >f$n; sha256sum f$n >>sums; sync; done; touch done) >/dev/null 2>&1 &
+		until [ -e f1 ]; do sleep 0.01; done`)
+	from := rest(t, ctx, source, spec)
+	copied := spec
+	copied.Disks = slices.Clone(spec.Disks)
+	overlay := filepath.Join(t.TempDir(), "overlay")
+	if out, err := exec.Command("cp", "--sparse=always", spec.Disks[1].File.Name(), overlay).CombinedOutput(); err != nil {
+		t.Fatalf("copy disk: %v: %s", err, out)
+	}
+	copied.Disks[1].File = open(t, overlay, os.O_RDWR)
+	if err := source.Resume(ctx); err != nil {
+		t.Fatal(err)
+	}
+	restored := wake(t, ctx, copied, from)
+	for name, vm := range map[string]running{"the source": source, "the copy": restored} {
+		got := vm.sh(t, ctx, `cd /root && until [ -e done ]; do sleep 0.05; done; echo 3 >/proc/sys/vm/drop_caches; sha256sum --quiet -c sums && wc -l <sums`)
+		if got != "7" {
+			t.Errorf("%s has %s intact files, want 7", name, got)
+		}
+	}
 }
 
 // The clock that a guest measures time with stands still while the guest is at

@@ -153,6 +153,28 @@ func (s suite) features(t *testing.T) {
 	if f.Name == "" || len(f.Accelerators) == 0 || f.MinMemoryMiB <= 0 {
 		t.Errorf("got features %+v", f)
 	}
+	for _, accelerator := range f.Accelerators {
+		s.cpu(t, accelerator)
+	}
+}
+
+// cpu asks twice: what is measured may differ a little.
+func (s suite) cpu(t *testing.T, accelerator vmm.Accelerator) {
+	t.Helper()
+	var cpus [2]vmm.CPU
+	for i := range cpus {
+		var err error
+		if cpus[i], err = s.driver.CPU(accelerator); err != nil {
+			t.Fatal(err)
+		}
+	}
+	a, b := cpus[0], cpus[1]
+	if a.Model == "" || a.Model != b.Model {
+		t.Errorf("the CPU is %q and %q", a.Model, b.Model)
+	}
+	if low, high := float64(min(a.TSCkHz, b.TSCkHz)), float64(max(a.TSCkHz, b.TSCkHz)); high-low > high/1000 {
+		t.Errorf("its counter runs at %d kHz and %d kHz", a.TSCkHz, b.TSCkHz)
+	}
 }
 
 func guestAnswers(t *testing.T, ctx context.Context, vm vmm.VM) {
