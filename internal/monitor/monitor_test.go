@@ -1,11 +1,15 @@
 package monitor
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
+	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
@@ -105,7 +109,11 @@ type running struct {
 func run(t *testing.T, change func(*store.Record)) *running {
 	t.Helper()
 	driver := &fake.Driver{}
-	m := newTestMonitor(t, driver, change)
+	return bringUp(t, newTestMonitor(t, driver, change), driver)
+}
+
+func bringUp(t *testing.T, m *monitor, driver *fake.Driver) *running {
+	t.Helper()
 	ctx, cancel := context.WithCancelCause(t.Context())
 	if err := m.bringUp(ctx); err != nil {
 		t.Fatal(err)
@@ -208,6 +216,37 @@ func TestLife(t *testing.T) {
 	}
 	r.stop(patience)
 	r.await("stopped")
+}
+
+// A client that came before the guest is served by it, and hears of the end of
+// its gate.
+func TestFirstStream(t *testing.T) {
+	ours, theirs, err := vmm.SocketPair("first stream")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer ours.Close()
+	stream, err := net.FileConn(ours)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer stream.Close()
+	stream.SetDeadline(time.Now().Add(patience))
+	if _, err := io.WriteString(stream, "GET /health HTTP/1.1\r\nHost: guest\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	driver := &fake.Driver{}
+	m := newTestMonitor(t, driver, nil)
+	m.first = theirs
+	r := bringUp(t, m, driver)
+	response, err := http.ReadResponse(bufio.NewReader(stream), nil)
+	if err != nil || response.StatusCode != http.StatusNoContent {
+		t.Errorf("the guest answers %v, %v", response, err)
+	}
+	r.killGate()
+	if n, err := stream.Read(make([]byte, 1)); n > 0 || err == nil || errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("behind the gate's end come %d bytes, %v", n, err)
+	}
 }
 
 func TestGuestThatEndsItself(t *testing.T) {

@@ -44,7 +44,7 @@ func TestPartsEmulated(t *testing.T) {
 -chardev socket,id=control,fd=5 -chardev socket,id=data,fd=6 -device virtio-serial-device,id=link,max_ports=3 -device virtserialport,bus=link.0,nr=1,chardev=control,name=vmsan.control -device virtserialport,bus=link.0,nr=2,chardev=data,name=vmsan.data
 -object rng-builtin,id=entropy -device virtio-rng-device,rng=entropy
 -object memory-backend-ram,id=ram,size=512M
--kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on cryptomgr.notests tsc_early_khz=N tsc=reliable mitigations=off vmsan.init=/sbin/init
+-kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on cryptomgr.notests initcall_blacklist=deadline_init tsc_early_khz=N tsc=reliable mitigations=off vmsan.init=/sbin/init
 -add-fd fd=7,set=7 -blockdev driver=raw,node-name=image,read-only=on,discard=unmap,file.driver=file,file.filename=/dev/fdset/7,file.locking=off -device virtio-blk-device,drive=image,bus=virtio-mmio-bus.7
 -add-fd fd=8,set=8 -blockdev driver=raw,node-name=overlay,read-only=off,discard=unmap,file.driver=file,file.filename=/dev/fdset/8,file.locking=off -device virtio-blk-device,drive=overlay,bus=virtio-mmio-bus.6
 -netdev tap,id=net0,fd=9 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,bus=virtio-mmio-bus.2
@@ -62,7 +62,7 @@ func TestPartsKVM(t *testing.T) {
 -chardev socket,id=control,fd=5 -chardev socket,id=data,fd=6 -device virtio-serial-device,id=link,max_ports=3 -device virtserialport,bus=link.0,nr=1,chardev=control,name=vmsan.control -device virtserialport,bus=link.0,nr=2,chardev=data,name=vmsan.data
 -object rng-builtin,id=entropy -device virtio-rng-device,rng=entropy
 -object memory-backend-ram,id=ram,size=512M
--kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on cryptomgr.notests
+-kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on cryptomgr.notests initcall_blacklist=deadline_init
 `
 	compare(t, partsList(t, parts, spec), want)
 }
