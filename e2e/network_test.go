@@ -1,19 +1,10 @@
 package e2e
 
 import (
-	"bytes"
-	"context"
-	"encoding/json"
 	"fmt"
-	"net"
 	"net/netip"
-	"os"
-	"os/exec"
-	"path/filepath"
 	"strings"
 	"testing"
-
-	"golang.org/x/sync/errgroup"
 
 	"github.com/vmsan/vmsan/internal/testenv"
 	"github.com/vmsan/vmsan/internal/testenv/lab"
@@ -41,6 +32,7 @@ func TestPolicies(t *testing.T) {
 
 	signs := make([][]byte, len(m.rows))
 	for column, policy := range policies {
+		good := !t.Failed()
 		results, seen := h.tryAll(world, m, column)
 		for i, r := range m.rows {
 			sign := judge(r, results[i], seen)
@@ -51,6 +43,9 @@ func TestPolicies(t *testing.T) {
 			}
 		}
 		checkFlows(t, policy.name, seen)
+		if good && t.Failed() {
+			t.Logf("the network log of %s:\n%s", policy.name, h.must("network", "log", policy.name))
+		}
 	}
 	t.Logf("what becomes of a probe: + reached, - stopped, g answered by vmsan\n%s", table(m, signs))
 	if came := h.must("exec", "--no-stdin", peer, "cat", "/came"); came != "ready" {
@@ -139,100 +134,4 @@ func (h *host) tryAll(world *lab.Lab, m *matrix, column int) ([]probe.Result, ev
 		h.t.Fatal(err)
 	}
 	return results, evidence{flows, world.Hits.All(), netip.MustParseAddr(links[0])}
-}
-
-// probe runs a task in a sandbox.
-func (h *host) probe(name string, task probe.Task) (results []probe.Result) {
-	h.t.Helper()
-	input, err := json.Marshal(task)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	out := h.exec(bytes.NewReader(input), name, "/probe")
-	if err := json.Unmarshal(out, &results); err != nil || len(results) != len(task.Probes) {
-		h.t.Fatalf("the probes of %s: %v: %q", name, err, out)
-	}
-	return results
-}
-
-// linksOf are the two addresses of a sandbox's link: the host's end and the
-// sandbox's.
-func (h *host) linksOf(name string) [2]string {
-	h.t.Helper()
-	link, err := net.InterfaceByName("vmsan" + strings.TrimPrefix(h.idOf(name), "vm"))
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	addresses, err := link.Addrs()
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	for _, a := range addresses {
-		if prefix, err := netip.ParsePrefix(a.String()); err == nil && prefix.Addr().Is4() {
-			return [2]string{prefix.Addr().String(), prefix.Addr().Next().String()}
-		}
-	}
-	h.t.Fatalf("%s has no address", link.Name)
-	return [2]string{}
-}
-
-func (h *host) idOf(name string) string {
-	h.t.Helper()
-	var vm struct{ ID string }
-	if err := json.Unmarshal([]byte(h.must("inspect", "--json", name)), &vm); err != nil {
-		h.t.Fatal(err)
-	}
-	return vm.ID
-}
-
-// exec runs a command in a sandbox with an input.
-func (h *host) exec(input *bytes.Reader, args ...string) []byte {
-	h.t.Helper()
-	ctx, cancel := context.WithTimeout(h.t.Context(), patience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, h.binary, append([]string{"exec"}, args...)...)
-	cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
-	cmd.Stdin = input
-	var stderr bytes.Buffer
-	cmd.Stderr = &stderr
-	out, err := cmd.Output()
-	if err != nil {
-		h.t.Fatalf("exec %v: %v: %s", args, err, &stderr)
-	}
-	return out
-}
-
-// createNetworked makes sandboxes at once, each with the probe in it.
-func (h *host) createNetworked(program []byte, flags ...[]string) {
-	h.t.Helper()
-	var all errgroup.Group
-	all.SetLimit(2) // as many as there are processors to boot on
-	for _, f := range flags {
-		all.Go(func() error {
-			_, err := h.vmsan(append([]string{"create", "--no-setup", "--memory", "192m"}, f...)...)
-			return err
-		})
-	}
-	if err := all.Wait(); err != nil {
-		h.t.Fatal(err)
-	}
-	for _, f := range flags {
-		h.exec(bytes.NewReader(program), f[1], "sh", "-c", "cat >/probe && chmod +x /probe")
-	}
-}
-
-// buildProbe builds the program that guests run.
-func buildProbe(t testing.TB) []byte {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "probe")
-	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", path, "../internal/testenv/probe/vmsan-probe")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
-	}
-	program, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return program
 }

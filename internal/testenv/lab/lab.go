@@ -98,6 +98,35 @@ func (l *Lab) open() (err error) {
 	return nil
 }
 
+// Attach gives the host one more neighbour, as a container is: a namespace
+// behind a link of the name, with a route to everywhere by the host. Removing
+// it removes the link.
+func (l *Lab) Attach(link string, host, neighbour netip.Prefix) (ns *Namespace, remove func() error, err error) {
+	if ns, err = newNamespace(); err != nil {
+		return nil, nil, err
+	}
+	remove = func() error { return errors.Join(l.Host.removeLink(link), ns.close()) }
+	err = connect(end{l.Host, link, []string{host.String()}}, end{ns, "host0", []string{neighbour.String()}})
+	if err == nil {
+		err = ns.addRoute(route{to: "0.0.0.0/0", via: host.Addr().String(), link: "host0"})
+	}
+	if err != nil {
+		return nil, nil, fmt.Errorf("attach %s: %w", link, errors.Join(err, remove()))
+	}
+	return ns, remove, nil
+}
+
+// defaultRoute is the host's.
+var defaultRoute = route{to: "0.0.0.0/0", via: Gateway.String(), link: UplinkName}
+
+// Disconnect takes the host's default route away, until it is put back.
+func (l *Lab) Disconnect() (reconnect func() error, err error) {
+	if err := l.Host.removeRoute(defaultRoute); err != nil {
+		return nil, err
+	}
+	return func() error { return l.Host.addRoute(defaultRoute) }, nil
+}
+
 // settings undoes those of the machine, which the kernel copies.
 func (l *Lab) settings() error {
 	for name, value := range map[string]string{
@@ -134,7 +163,7 @@ func (l *Lab) route() error {
 		namespace *Namespace
 		route
 	}{
-		{l.Host, route{to: "0.0.0.0/0", via: Gateway.String(), link: UplinkName}},
+		{l.Host, defaultRoute},
 		{l.Host, route{to: "::/0", via: "2001:db8:113::1", link: UplinkName}},
 		// All addresses but the host's are the internet's own.
 		{l.Internet, route{to: "0.0.0.0/0", link: "lo", local: true}},

@@ -56,7 +56,7 @@ func TestInternetAnswersForAll(t *testing.T) {
 			to := netip.AddrPortFrom(netip.MustParseAddr(address), lab.EchoPort)
 			flows := watch(t, l, func() { echo(t, network, to) })
 			want := lab.Flow{From: lab.Uplink, To: to.Addr(), Protocol: network, Port: lab.EchoPort}
-			if flows[want] == 0 || len(flows) != 1 {
+			if flows[want] == 0 {
 				t.Errorf("%s to %s: the capture has %v", network, to, flows)
 			}
 			hit := lab.Hit{Where: "internet", Service: network, At: to, From: lab.Uplink}

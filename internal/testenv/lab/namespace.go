@@ -178,25 +178,61 @@ type route struct {
 }
 
 func (n *Namespace) addRoute(r route) error {
+	entry, err := n.entry(r)
+	if err != nil {
+		return err
+	}
+	if err := n.links.RouteAdd(entry); err != nil {
+		return fmt.Errorf("add route to %s: %w", r.to, err)
+	}
+	return nil
+}
+
+func (n *Namespace) removeRoute(r route) error {
+	entry, err := n.entry(r)
+	if err != nil {
+		return err
+	}
+	if err := n.links.RouteDel(entry); err != nil {
+		return fmt.Errorf("remove route to %s: %w", r.to, err)
+	}
+	return nil
+}
+
+// Route has the namespace send what is for a range to a neighbour behind a
+// link.
+func (n *Namespace) Route(to netip.Prefix, via netip.Addr, link string) error {
+	return n.addRoute(route{to: to.String(), via: via.String(), link: link})
+}
+
+// entry is what the kernel calls the route.
+func (n *Namespace) entry(r route) (*netlink.Route, error) {
 	link, err := n.links.LinkByName(r.link)
 	if err != nil {
-		return fmt.Errorf("find link %s: %w", r.link, err)
+		return nil, fmt.Errorf("find link %s: %w", r.link, err)
 	}
 	_, to, err := net.ParseCIDR(r.to)
 	if err != nil {
-		return fmt.Errorf("read range %s: %w", r.to, err)
+		return nil, fmt.Errorf("read range %s: %w", r.to, err)
 	}
 	entry := &netlink.Route{LinkIndex: link.Attrs().Index, Dst: to, Gw: net.ParseIP(r.via)}
 	if r.via == "" {
-		// Ahead of all other tables, in which the kernel does not look for
-		// addresses that are its own.
+		// In the table where the kernel looks for addresses that are its own.
 		entry.Table, entry.Scope = unix.RT_TABLE_LOCAL, netlink.SCOPE_LINK
 	}
 	if r.local {
 		entry.Type, entry.Scope = unix.RTN_LOCAL, netlink.SCOPE_HOST
 	}
-	if err := n.links.RouteAdd(entry); err != nil {
-		return fmt.Errorf("add route to %s: %w", r.to, err)
+	return entry, nil
+}
+
+func (n *Namespace) removeLink(name string) error {
+	link, err := n.links.LinkByName(name)
+	if err == nil {
+		err = n.links.LinkDel(link)
+	}
+	if err != nil {
+		return fmt.Errorf("remove link %s: %w", name, err)
 	}
 	return nil
 }

@@ -35,6 +35,10 @@ const (
 	TLS       Kind = "tls"       // the same by TLS
 	ECH       Kind = "ech"       // TLS whose hello is encrypted for Server
 	Frames    Kind = "frames"    // what is sent at the link's level
+	Hold      Kind = "hold"      // echoes on one connection, until Wait has passed
+	Flood     Kind = "flood"     // new flows, answered or not, until Wait has passed
+	Download  Kind = "download"  // as much as comes until Wait has passed; answers bits a second
+	Upload    Kind = "upload"    // as much as goes
 )
 
 // Probe is one thing to try.
@@ -130,6 +134,8 @@ func (p prober) try(ctx context.Context, one Probe) (answer string, err error) {
 		return askICMP(ctx, to.Addr(), echoRequest, echoReply)
 	case Timestamp:
 		return askICMP(ctx, to.Addr(), timestampRequest, timestampReply)
+	case Flood:
+		return flood(ctx, to)
 	}
 	network := "tcp4"
 	if one.Kind == UDP {
@@ -152,6 +158,12 @@ func (p prober) try(ctx context.Context, one Probe) (answer string, err error) {
 		return echoDatagram(ctx, conn, one.Payload)
 	case HTTP:
 		return request(conn, one, to)
+	case Hold:
+		return hold(ctx, conn)
+	case Download:
+		return download(ctx, conn)
+	case Upload:
+		return upload(ctx, conn)
 	case TLS, DoH, DoT:
 		return p.overTLS(ctx, conn, one, to)
 	case ECH:
