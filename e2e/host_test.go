@@ -194,8 +194,9 @@ func names(t testing.TB, dir string) []string {
 	}
 	var list []string
 	for _, e := range entries {
-		// The index of slots and names is the directory's, not a sandbox's.
-		if !strings.HasPrefix(e.Name(), "index-") {
+		// The index of slots and names and what is known of the VMM are the
+		// directory's, not a sandbox's.
+		if !strings.HasPrefix(e.Name(), "index-") && !strings.HasPrefix(e.Name(), "version-") {
 			list = append(list, e.Name())
 		}
 	}
@@ -216,7 +217,7 @@ func (h *host) untouched(ts *testscript.TestScript, _ bool, _ []string) {
 			ts.Fatalf("%s holds %v", dir, left)
 		}
 	}
-	known := []string{"setup.json", "setup.lock", "kernels", "images", "images.json", "blanks", "sandboxes", "lock", "tmp"}
+	known := []string{"setup.json", "setup.lock", "kernels", "images", "images.json", "blanks", "sandboxes", "templates", "snapshots", "lock", "tmp"}
 	entries, err := os.ReadDir(h.layout.Dir)
 	ts.Check(err)
 	if i := slices.IndexFunc(entries, func(e fs.DirEntry) bool { return !slices.Contains(known, e.Name()) }); i >= 0 {

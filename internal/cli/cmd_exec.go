@@ -23,6 +23,7 @@ type execFlags struct {
 	timeout string
 	noStdin bool
 	detach  bool
+	resume  bool
 }
 
 func (a *app) execCommand() *cobra.Command {
@@ -52,6 +53,7 @@ func (a *app) execCommand() *cobra.Command {
 	cmd.Flags().StringVarP(&f.workdir, "workdir", "w", "", "`DIRECTORY` to run in")
 	cmd.Flags().StringVarP(&f.user, "user", "u", "", "`USER` to run as: a name or number, also with :GROUP")
 	f.registerCommon(cmd)
+	cmd.Flags().BoolVar(&f.resume, "resume", false, "resume the sandbox first if it is paused")
 	cmd.Flags().BoolVarP(&f.detach, "detach", "d", false, "leave it running and print its process id")
 	return cmd
 }
@@ -102,6 +104,11 @@ func (a *app) runExec(ctx context.Context, f execFlags, ref string, args []strin
 	record, err := service.Get(ctx, ref)
 	if err != nil {
 		return err
+	}
+	if f.resume {
+		if record, err = service.Resume(ctx, record.ID); err != nil {
+			return err
+		}
 	}
 	if f.detach {
 		return a.startDetached(ctx, service, record, command)

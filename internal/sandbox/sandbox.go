@@ -66,6 +66,9 @@ func (s *Service) Guest(r *store.Record) (*guest.Client, error) {
 }
 
 func notRunning(r *store.Record) error {
+	if r.Status == api.StatusPaused {
+		return api.Errorf(api.ErrVMNotRunning, "VM %s is paused", r.ID).WithVM(r.ID).WithHint("vmsan resume %s", r.ID)
+	}
 	return api.Errorf(api.ErrVMNotRunning, "VM %s is not running (current status: %s)", r.ID, r.Status).WithVM(r.ID).
 		WithHint("vmsan start %s", r.ID)
 }

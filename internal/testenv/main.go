@@ -41,6 +41,9 @@ func run(m *testing.M, before map[string]int) int {
 	}
 	defer os.RemoveAll(tmp)
 	os.Setenv("TMPDIR", tmp)
+	// Beside each first sandbox of a kind another would boot; tests of that
+	// turn it on again.
+	os.Setenv("VMSAN_TEMPLATES", "off")
 	code := m.Run()
 	// Before the count: its servers keep connections of guests that are gone.
 	if err := leaveLab(); err != nil {

@@ -89,7 +89,7 @@ func CopyState(t testing.TB, from string) string {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { os.RemoveAll(dir) })
-	for _, name := range []string{"setup.json", "kernels", "images", "images.json"} {
+	for _, name := range []string{"setup.json", "kernels", "images", "images.json", "templates"} {
 		source := filepath.Join(from, name)
 		if _, err := os.Stat(source); err != nil {
 			t.Fatalf("%s does not name a state directory that was set up: %v", stateVar, err)
