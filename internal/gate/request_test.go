@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -16,24 +17,43 @@ import (
 
 // recordingBroker writes down what it is asked for.
 type recordingBroker struct {
+	mu           sync.Mutex // guards all below
 	opened, shut []netip.Addr
 	ttl          time.Duration
-	dialled      []string
 	fail         error
 }
 
+// seen returns what was asked for until now.
+func (b *recordingBroker) seen() (opened, shut []netip.Addr, ttl time.Duration) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return slices.Clone(b.opened), slices.Clone(b.shut), b.ttl
+}
+
+func (b *recordingBroker) failWith(err error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.fail = err
+}
+
 func (b *recordingBroker) Open(addresses []netip.Addr, ttl time.Duration) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.opened, b.ttl = append(b.opened, addresses...), ttl
 	return b.fail
 }
 
 func (b *recordingBroker) Shut(addresses []netip.Addr) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	b.shut = append(b.shut, addresses...)
 	return b.fail
 }
 
 // Dial returns the end of a pipe of bytes, on which it says what it was.
 func (b *recordingBroker) Dial(resolver int, tcp bool) (*os.File, error) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if b.fail != nil {
 		return nil, b.fail
 	}
@@ -84,11 +104,14 @@ func TestRequests(t *testing.T) {
 	if err := r.Open(t.Context(), many, 90*time.Second); err != nil {
 		t.Fatal(err)
 	}
-	if !slices.Equal(b.opened, many) || b.ttl != 90*time.Second {
-		t.Errorf("opened %v for %s", b.opened, b.ttl)
+	if opened, _, ttl := b.seen(); !slices.Equal(opened, many) || ttl != 90*time.Second {
+		t.Errorf("opened %v for %s", opened, ttl)
 	}
-	if err := r.Shut(many[:2]); err != nil || !slices.Equal(b.shut, many[:2]) {
-		t.Errorf("shut %v: %v", b.shut, err)
+	if err := r.Shut(many[:2]); err != nil {
+		t.Fatal(err)
+	}
+	if _, shut, _ := b.seen(); !slices.Equal(shut, many[:2]) {
+		t.Errorf("shut %v", shut)
 	}
 	conn, err := r.Dial(t.Context(), 2, "tcp")
 	if err != nil {
@@ -98,7 +121,7 @@ func TestRequests(t *testing.T) {
 	if text, err := io.ReadAll(conn); err != nil || string(text) != "tcp" {
 		t.Errorf("the connection says %q, %v", text, err)
 	}
-	b.fail = errors.New("no such thing")
+	b.failWith(errors.New("no such thing"))
 	for what, err := range map[string]error{
 		"open": r.Open(t.Context(), many[:1], time.Second),
 		"dial": func() error { _, err := r.Dial(t.Context(), 0, "udp"); return err }(),
@@ -128,7 +151,7 @@ func TestAttendMalformed(t *testing.T) {
 		if err := <-attended; !errors.Is(err, errNoRequest) {
 			t.Errorf("%q: Attend = %v", packet, err)
 		}
-		if len(b.opened)+len(b.shut) > 0 {
+		if opened, shut, _ := b.seen(); len(opened)+len(shut) > 0 {
 			t.Errorf("%q did something", packet)
 		}
 	}
