@@ -16,7 +16,7 @@ func (b *bench) soak(ctx context.Context, times int) error {
 	go burn(ctx)
 	var took []time.Duration
 	for i := range times {
-		d, err := b.command(ctx, b.state, nil, "run", "--", "/bin/true")
+		d, err := b.command(ctx, b.state, nil, "run", "--cold", "--", "/bin/true")
 		if err != nil {
 			return fmt.Errorf("boot %d of %d: %w", i+1, times, err)
 		}

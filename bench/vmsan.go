@@ -90,11 +90,11 @@ func (b *bench) coldRun(ctx context.Context) error {
 		if err := m.stop(ctx); err != nil {
 			return err
 		}
-		took, err := b.command(ctx, b.state, nil, "run", "--network", "none", "--", "/bin/true")
+		took, err := b.command(ctx, b.state, nil, "run", "--cold", "--network", "none", "--", "/bin/true")
 		if err != nil {
 			return err
 		}
-		tookNetworked, err := b.command(ctx, b.state, nil, "run", "--", "/bin/true")
+		tookNetworked, err := b.command(ctx, b.state, nil, "run", "--cold", "--", "/bin/true")
 		if err != nil {
 			return err
 		}
