@@ -78,6 +78,12 @@ type call struct {
 
 func (c *call) Read(b []byte) (int, error) { return c.reader.Read(b) }
 
+// CloseWrite is there for calls that are upgraded.
+func (c *call) CloseWrite() error {
+	closeWrite(c.Conn)
+	return nil
+}
+
 // serveCommand runs the one command of a stream.
 func (a *Agent) serveCommand(stream net.Conn, in *bufio.Reader) {
 	defer stream.Close()
