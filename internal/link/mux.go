@@ -53,6 +53,7 @@ type mux struct {
 		port       io.Writer
 		frame      []byte
 		stopped    bool
+		between    *between
 	}
 }
 
@@ -177,16 +178,25 @@ func (m *mux) accepted(id uint32) error {
 // far as one write takes both: each write to a virtio-serial port is a buffer
 // of its own and an exit to the VMM.
 func (m *mux) send(kind byte, id uint32, length int, body []byte) error {
-	return m.write(kind, id, length, body, nil)
-}
-
-// write is send with a rest of the body that rest writes.
-func (m *mux) write(kind byte, id uint32, length int, body []byte, rest func(io.Writer) error) error {
 	m.out.Lock()
 	defer m.out.Unlock()
 	if m.out.stopped {
 		return errReset
 	}
+	return m.sent(m.write(kind, id, length, body))
+}
+
+// sent ends the session if a frame could not be sent: half of it may be out,
+// and nothing can follow that. It is called with out held.
+func (m *mux) sent(err error) error {
+	if err != nil {
+		m.out.stopped = true
+		m.fail(err)
+	}
+	return err
+}
+
+func (m *mux) write(kind byte, id uint32, length int, body []byte) error {
 	first := min(len(body), portWrite-frameHeader)
 	frame := append(m.out.frame[:0], kind)
 	frame = binary.BigEndian.AppendUint32(frame, id)
@@ -196,14 +206,6 @@ func (m *mux) write(kind byte, id uint32, length int, body []byte, rest func(io.
 	_, err := m.out.port.Write(frame)
 	if err == nil && first < len(body) {
 		_, err = m.out.port.Write(body[first:])
-	}
-	if err == nil && rest != nil {
-		err = rest(m.out.port)
-	}
-	if err != nil {
-		// Half of a frame may be out; nothing can follow it.
-		m.out.stopped = true
-		m.fail(err)
 	}
 	return err
 }
@@ -224,6 +226,10 @@ func (m *mux) stop() {
 	m.out.Lock()
 	defer m.out.Unlock()
 	m.out.stopped = true
+	if m.out.between != nil {
+		m.out.between.close()
+		m.out.between = nil
+	}
 }
 
 var (

@@ -2,6 +2,7 @@ package link
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"io"
 	"net"
@@ -198,7 +199,7 @@ func fill(t *testing.T, data []byte) *os.File {
 
 // What is moved by the kernel comes as it was, between what is written, and
 // in spite of other streams; also where the kernel cannot move it.
-func TestWriteFrom(t *testing.T) {
+func TestMove(t *testing.T) {
 	for name, wrap := range map[string]func(io.ReadWriteCloser) io.ReadWriteCloser{
 		"spliced": func(c io.ReadWriteCloser) io.ReadWriteCloser { return c },
 		"copied":  func(c io.ReadWriteCloser) io.ReadWriteCloser { return struct{ io.ReadWriteCloser }{c} },
@@ -215,45 +216,59 @@ func TestWriteFrom(t *testing.T) {
 			var all sync.WaitGroup
 			for range 3 {
 				ours, theirs := next(t, host, guest)
-				all.Go(func() { writeFrom(t, ours, theirs) })
+				all.Go(func() { moveTo(t, ours, theirs) })
 			}
 			all.Wait()
 		})
 	}
 }
 
-func writeFrom(t *testing.T, ours, theirs *Stream) {
+func moveTo(t *testing.T, ours, theirs *Stream) {
+	t.Helper()
 	const rounds = 12
 	piece := numbered(900_001)
 	go func() {
 		for range rounds {
 			pipe := fill(t, piece)
-			if err := theirs.WriteFrom([]byte("head"), pipe, len(piece)-5); err != nil {
-				t.Errorf("write from a pipe: %v", err)
+			for left := len(piece); left > 0; {
+				n, err := theirs.MoveFrom(pipe, 500_000, 4, func(n int) []byte { return binary.BigEndian.AppendUint32(nil, uint32(n)) })
+				if err != nil || n == 0 {
+					t.Errorf("moved %d bytes, %v", n, err)
+					return
+				}
+				left -= n
 			}
-			rest := make([]byte, 10)
-			if n, _ := pipe.Read(rest); n != 5 {
-				t.Errorf("%d bytes are left in the pipe", n)
+			if n, err := theirs.MoveFrom(pipe, 10, 0, nil); n != 0 || err != nil {
+				t.Errorf("moved %d bytes of an empty pipe, %v", n, err)
 			}
-			theirs.Write(rest[:5])
 		}
 		theirs.Close()
 	}()
-	want := bytes.Repeat(append([]byte("head"), piece...), rounds)
-	got, err := io.ReadAll(ours)
-	if err != nil || !bytes.Equal(got, want) {
-		t.Errorf("got %d bytes, %v; want %d unchanged", len(got), err, len(want))
+	var got []byte
+	for {
+		head := make([]byte, 4)
+		if _, err := io.ReadFull(ours, head); err == io.EOF {
+			break
+		}
+		at := len(got)
+		got = append(got, make([]byte, binary.BigEndian.Uint32(head))...)
+		if _, err := io.ReadFull(ours, got[at:]); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if want := bytes.Repeat(piece, rounds); !bytes.Equal(got, want) {
+		t.Errorf("got %d bytes, want %d unchanged", len(got), len(want))
 	}
 }
 
-func TestWriteFromToOneThatIsGone(t *testing.T) {
+func TestMoveToOneThatIsGone(t *testing.T) {
 	_, ours, theirs := pair(t)
 	ours.Close()
 	if _, err := theirs.Read(make([]byte, 1)); err != io.EOF {
 		t.Fatal(err)
 	}
 	pipe := fill(t, numbered(1000))
-	if err := theirs.WriteFrom(nil, pipe, 1000); !errors.Is(err, errGone) {
+	if _, err := theirs.MoveFrom(pipe, 1000, 0, nil); !errors.Is(err, errGone) {
 		t.Errorf("got %v", err)
 	}
 	if left, _ := io.ReadAll(pipe); len(left) != 1000 {

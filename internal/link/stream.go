@@ -173,7 +173,7 @@ func (s *Stream) Write(b []byte) (total int, err error) {
 	s.sending.Lock()
 	defer s.sending.Unlock()
 	for total < len(b) {
-		n, err := s.reserve(len(b) - total)
+		n, err := s.reserve(1, len(b)-total)
 		if err != nil {
 			return total, err
 		}
@@ -194,8 +194,8 @@ func (s *Stream) dataKind() byte {
 	return frameOpen
 }
 
-// reserve waits until some bytes may be sent and takes up to most of them.
-func (s *Stream) reserve(most int) (int, error) {
+// reserve waits until least bytes may be sent and takes up to most of them.
+func (s *Stream) reserve(least, most int) (int, error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	for {
@@ -208,7 +208,7 @@ func (s *Stream) reserve(most int) (int, error) {
 			return 0, errGone
 		case s.writeDeadline.passed():
 			return 0, os.ErrDeadlineExceeded
-		case s.room > 0:
+		case s.room >= least:
 			n := min(s.room, most)
 			s.room -= n
 			return n, nil
@@ -217,25 +217,24 @@ func (s *Stream) reserve(most int) (int, error) {
 	}
 }
 
-// WriteFrom is Write of head and then of n bytes of a pipe, which holds as
-// many, and which nobody else reads. The kernel moves them to the port.
-func (s *Stream) WriteFrom(head []byte, pipe *os.File, n int) error {
+// MoveFrom sends up to most bytes of what is in a pipe, after what head
+// returns for their number, which is of headSize bytes. The kernel moves them
+// to the port. 0 is an empty pipe, or that they cannot be moved; they can be
+// read then.
+func (s *Stream) MoveFrom(pipe *os.File, most, headSize int, head func(n int) []byte) (int, error) {
 	s.sending.Lock()
 	defer s.sending.Unlock()
-	for len(head)+n > 0 {
-		length, err := s.reserve(len(head) + n)
-		if err != nil {
-			return err
-		}
-		first := head[:min(len(head), length)]
-		moved := length - len(first)
-		err = s.mux.write(s.dataKind(), s.id, length, first, func(port io.Writer) error { return move(port, pipe, moved) })
-		if err != nil {
-			return err
-		}
-		head, n = head[len(first):], n-moved
+	room, err := s.reserve(headSize+1, headSize+most)
+	if err != nil {
+		return 0, err
 	}
-	return nil
+	n, err := s.mux.move(s, pipe, room-headSize, head)
+	unused := room - headSize - n
+	if n == 0 {
+		unused = room
+	}
+	s.change(func() { s.room += unused })
+	return n, err
 }
 
 // CloseWrite ends what is sent. Reading goes on.
