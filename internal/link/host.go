@@ -10,6 +10,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"time"
 	"unicode"
 
 	"golang.org/x/sys/unix"
@@ -43,6 +44,7 @@ func Connect(ctx context.Context, control, data net.Conn, identity *Identity) (*
 		return nil, err
 	}
 	m := newMux(io.MultiReader(bytes.NewReader(rest), data), data, closePorts, nil)
+	m.wait = 200 * time.Microsecond
 	go m.run()
 	return &Host{mux: m}, nil
 }

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"time"
 )
 
 // The frames of a session: a kind, the number of a stream, and a length.
@@ -31,6 +32,9 @@ const (
 	// readAhead is what is read together with a header, in bytes. Larger
 	// bodies are read where they go.
 	readAhead = 16 << 10
+	// waitBelow is how small a piece is too small, and how large a rest is
+	// worth waiting for, in bytes.
+	waitBelow = 48 << 10
 )
 
 // mux is a session: any number of streams over the data port. The host opens
@@ -39,6 +43,10 @@ type mux struct {
 	in     *bufio.Reader
 	close  func()
 	accept func(*Stream) // nil at the host; must not block
+	// wait is for how long more of a large body is waited for that comes in
+	// small pieces: a VMM writes a page at a time, and to be woken for each
+	// costs both sides more than the bytes.
+	wait time.Duration
 
 	closed chan struct{} // closed after err is set
 	header [frameHeader]byte

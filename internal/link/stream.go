@@ -69,6 +69,11 @@ func (s *Stream) receive(in io.Reader, length int) error {
 		if err != nil {
 			return err
 		}
+		if wait := s.mux.wait; n < waitBelow && length >= waitBelow && wait > 0 {
+			s.mu.Unlock()
+			time.Sleep(wait)
+			s.mu.Lock()
+		}
 	}
 	return nil
 }
