@@ -102,8 +102,7 @@ func carry(to, from net.Conn) {
 	closeWrite(to)
 }
 
-// closeWrite ends one direction. Of a connection that cannot do that, and of a multiplexer's stream, Close
-// is the end of what is sent; a stream still receives after it.
+// closeWrite ends one direction, of a connection that can do that.
 func closeWrite(conn net.Conn) {
 	if half, ok := conn.(interface{ CloseWrite() error }); ok {
 		half.CloseWrite()

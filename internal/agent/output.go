@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"sync"
 )
 
@@ -12,6 +13,9 @@ var errLagging = errors.New("this stream is too slow for the output and was drop
 
 // sink takes one piece of output and is done with its buffer when it returns. An error ends its stream.
 type sink func(from source, c chunk) error
+
+// mover has the kernel move what is in a pipe to a stream, if it can, and returns how much that was.
+type mover func(from source, pipe *os.File) (int, error)
 
 // A follower is one stream on the output of one process.
 type follower interface {
@@ -51,6 +55,27 @@ func (o *output) deliver(from source, c chunk) {
 	if first != nil {
 		first.push(from, c)
 	}
+}
+
+// moves tells if output can be moved: if the stream that started the process alone follows it, and can.
+func (o *output) moves() bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.kept == nil && !o.finished && o.first != nil && o.first.mover != nil && len(o.queued) == 0
+}
+
+// move is deliver of what is in a pipe. It returns how much that was; what was not moved can be delivered.
+func (o *output) move(from source, pipe *os.File) int {
+	if !o.moves() {
+		return 0
+	}
+	o.mu.Lock()
+	first := o.first
+	o.mu.Unlock()
+	if first == nil {
+		return 0
+	}
+	return first.move(from, pipe)
 }
 
 // finish says that there is no more output: what is delivered later, by children left behind, is lost.
@@ -150,6 +175,7 @@ type directFollower struct {
 	output *output
 	ready  chan struct{} // closed when emit may be called
 	over   chan struct{} // closed when there is no more output, or emit failed
+	mover  mover         // nil if the stream has none
 
 	once sync.Once
 	mu   sync.Mutex
@@ -188,6 +214,19 @@ func (f *directFollower) push(from source, c chunk) {
 	if f.err = f.emit(from, c); f.err != nil {
 		f.finish()
 	}
+}
+
+func (f *directFollower) move(from source, pipe *os.File) (n int) {
+	<-f.ready
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.left || f.err != nil {
+		return 0
+	}
+	if n, f.err = f.mover(from, pipe); f.err != nil {
+		f.finish()
+	}
+	return n
 }
 
 func (f *directFollower) finish() {

@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"os"
 	"sync"
 	"time"
 
@@ -78,6 +79,12 @@ type call struct {
 
 func (c *call) Read(b []byte) (int, error) { return c.reader.Read(b) }
 
+// CloseWrite is there for calls that are upgraded.
+func (c *call) CloseWrite() error {
+	closeWrite(c.Conn)
+	return nil
+}
+
 // serveCommand runs the one command of a stream.
 func (a *Agent) serveCommand(stream net.Conn, in *bufio.Reader) {
 	defer stream.Close()
@@ -114,6 +121,7 @@ func (a *Agent) runCommand(out *commandStream, in *bufio.Reader) error {
 		cancel()
 		out.stream.SetWriteDeadline(time.Unix(1, 0))
 	}()
+	out.offerMove(r)
 	followErr := r.starter.follow(ctx, out.output)
 	select {
 	case <-r.ended:
@@ -184,6 +192,30 @@ func (s *commandStream) output(from source, c chunk) error {
 	frame := c.buffer[headroom-wire.HeaderSize : headroom+c.n]
 	wire.Header{Kind: outputKind(from), Length: c.n}.Put(frame)
 	return s.send(frame)
+}
+
+// pipeTaker is a stream that can take what is in a pipe without its being read.
+type pipeTaker interface {
+	MoveFrom(pipe *os.File, most, headSize int, head func(n int) []byte) (int, error)
+}
+
+// offerMove lets the output of r be moved to the stream, before any of it is sent.
+func (s *commandStream) offerMove(r *running) {
+	first, ok := r.starter.(*directFollower)
+	to, takes := s.stream.(pipeTaker)
+	if ok && takes {
+		r.output.mu.Lock()
+		defer r.output.mu.Unlock()
+		first.mover = func(from source, pipe *os.File) (int, error) {
+			s.mu.Lock()
+			defer s.mu.Unlock()
+			return to.MoveFrom(pipe, wire.MaxOutput, wire.HeaderSize, func(n int) []byte {
+				head := make([]byte, wire.HeaderSize)
+				wire.Header{Kind: outputKind(from), Length: n}.Put(head)
+				return head
+			})
+		}
+	}
 }
 
 func outputKind(from source) wire.Kind {

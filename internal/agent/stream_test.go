@@ -16,6 +16,7 @@ import (
 	"github.com/vmsan/vmsan/api"
 	guestclient "github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/guest/wire"
+	"github.com/vmsan/vmsan/internal/link"
 )
 
 // client is the host's end of the streams of commands.
@@ -23,6 +24,43 @@ func (g *guest) client(t *testing.T) *guestclient.Client {
 	t.Helper()
 	client := guestclient.New(guestclient.DialSocket(g.socket))
 	t.Cleanup(client.Close)
+	return client
+}
+
+// linked is client over a guest link, whose streams take output out of its pipe.
+func (g *guest) linked(t *testing.T) *guestclient.Client {
+	t.Helper()
+	var ports [2][2]net.Conn // control and data, of the host and of the guest
+	for i := range ports {
+		fds, err := syscall.Socketpair(syscall.AF_UNIX, syscall.SOCK_STREAM|syscall.SOCK_CLOEXEC, 0)
+		if err != nil {
+			t.Fatal(err)
+		}
+		for j, fd := range fds {
+			file := os.NewFile(uintptr(fd), "port")
+			if ports[i][j], err = net.FileConn(file); err != nil {
+				t.Fatal(err)
+			}
+			file.Close()
+		}
+	}
+	listener := link.Listen(ports[0][1], ports[1][1], nil)
+	served := make(chan struct{})
+	go func() {
+		defer close(served)
+		g.agent.ServeHost(listener)
+	}()
+	host, err := link.Connect(t.Context(), ports[0][0], ports[1][0], nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	client := guestclient.New(host.Dial)
+	t.Cleanup(func() {
+		client.Close()
+		host.Close()
+		listener.Close()
+		<-served
+	})
 	return client
 }
 
@@ -136,13 +174,66 @@ func (s *same) Write(b []byte) (int, error) {
 func TestStreamCarriesBothWays(t *testing.T) {
 	g := newGuest(t)
 	const size = 50_000_001
-	out, errs := &same{pattern{n: size}, t}, &same{pattern{n: size}, t}
-	command := sh("exec tee /dev/stderr")
-	command.Stdin, command.Stdout, command.Stderr = &pattern{n: size}, out, errs
-	exit, err := g.client(t).Run(t.Context(), command)
-	if err != nil || exit.Code != 0 || out.want.at != size || errs.want.at != size {
-		t.Errorf("got %+v, %v, after %d and %d bytes of %d", exit, err, out.want.at, errs.want.at, size)
+	for name, client := range map[string]*guestclient.Client{"socket": g.client(t), "link": g.linked(t)} {
+		out, errs := &same{pattern{n: size}, t}, &same{pattern{n: size}, t}
+		command := sh("exec tee /dev/stderr")
+		command.Stdin, command.Stdout, command.Stderr = &pattern{n: size}, out, errs
+		exit, err := client.Run(t.Context(), command)
+		if err != nil || exit.Code != 0 || out.want.at != size || errs.want.at != size {
+			t.Errorf("%s: got %+v, %v, after %d and %d bytes of %d", name, exit, err, out.want.at, errs.want.at, size)
+		}
 	}
+}
+
+// Output that is moved from pipe to link comes as it was, whatever the sizes of the command's writes, and
+// in order with what is read and copied in between.
+func TestStreamMovesOutput(t *testing.T) {
+	g := newGuest(t)
+	client := g.linked(t)
+	const size = 64_000_000
+	file := filepath.Join(g.root, "data")
+	data := make([]byte, size)
+	if _, err := io.ReadFull(&pattern{n: size}, data); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(file, data, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for _, script := range []string{
+		"exec cat " + file,
+		"exec dd status=none bs=4097 if=" + file,
+		"exec dd status=none bs=1M if=" + file,
+		"head -c 30000000 " + file + "; sleep 0.05; tail -c +30000001 " + file + " | head -c 7; exec tail -c +30000008 " + file,
+	} {
+		out := &same{pattern{n: size}, t}
+		command := sh(script)
+		command.Stdout = out
+		if exit, err := client.Run(t.Context(), command); err != nil || exit.Code != 0 || out.want.at != size {
+			t.Errorf("%s: got %+v, %v, after %d bytes of %d", script, exit, err, out.want.at, size)
+		}
+	}
+}
+
+// A child that holds the output of a command open does not hold up its end, nor cut its output.
+func TestStreamEndsBeforeChild(t *testing.T) {
+	g := newGuest(t)
+	for range 5 {
+		out := &slow{}
+		command := sh("sleep 60 & head -c 20000000 /dev/zero")
+		command.Stdout = out
+		if exit, err := g.linked(t).Run(t.Context(), command); err != nil || exit.Code != 0 || out.n != 20_000_000 {
+			t.Errorf("got %+v, %v, after %d bytes", exit, err, out.n)
+		}
+	}
+}
+
+// slow counts, at no more than 1 GB/s.
+type slow struct{ n int }
+
+func (s *slow) Write(b []byte) (int, error) {
+	time.Sleep(time.Duration(len(b)) * time.Nanosecond)
+	s.n += len(b)
+	return len(b), nil
 }
 
 // A command that does not read its input can still end, and be ended.
@@ -161,6 +252,31 @@ func TestStreamInputIsNotRead(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	g.waitEmpty(t)
+}
+
+// stuck is a writer that does not return before it is told to.
+type stuck struct{ ctx context.Context }
+
+func (s stuck) Write(b []byte) (int, error) {
+	<-s.ctx.Done()
+	return len(b), nil
+}
+
+// The same of one whose output has filled all there is to fill, over a link.
+func TestStreamIsNotRead(t *testing.T) {
+	g := newGuest(t)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	command := sh("exec cat /dev/zero")
+	command.Stdout = stuck{ctx}
+	client := g.linked(t)
+	if _, err := client.Run(ctx, command); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("got %v", err)
+	}
+	g.waitEmpty(t)
+	if exit, err := client.Run(t.Context(), sh("exit 3")); err != nil || exit.Code != 3 {
+		t.Errorf("the next command: %+v, %v", exit, err)
+	}
 }
 
 // waitEmpty waits until no command runs.

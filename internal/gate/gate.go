@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/vmsan/vmsan/internal/gate/logfile"
+	"github.com/vmsan/vmsan/internal/gate/sockets"
 	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/link"
 )
@@ -283,12 +284,12 @@ func (g *gate) connect(ctx context.Context, client net.Conn) error {
 	up := make(chan error, 1)
 	go func() {
 		_, err := copyBuffered(stream, client)
-		// A client that is done sending has ended its request; yamux's
-		// close is the half of it: reading goes on.
-		stream.Close()
+		// A client that is done sending has ended its request.
+		sockets.CloseWrite(stream)
 		up <- err
 	}()
-	_, err = copyBuffered(client, stream)
+	// A stream writes by itself.
+	_, err = io.Copy(client, stream)
 	client.Close()
 	return errors.Join(err, <-up)
 }

@@ -3,6 +3,7 @@ package guest
 import (
 	"bufio"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -23,8 +24,8 @@ const dialTime = 15 * time.Second
 const maxAnswer = 16 << 10
 
 // DialPort connects to what listens in the guest: network is "tcp" or "unix",
-// address is as for net.Dial, in the guest. Closing the connection ends only
-// the sending if the stream's Close does, as a multiplexer's.
+// address is as for net.Dial, in the guest. The connection has a CloseWrite if
+// the stream has.
 func (c *Client) DialPort(ctx context.Context, network, address string) (net.Conn, error) {
 	stream, err := c.dial(ctx)
 	if err != nil {
@@ -75,3 +76,10 @@ type upgraded struct {
 }
 
 func (u *upgraded) Read(b []byte) (int, error) { return u.r.Read(b) }
+
+func (u *upgraded) CloseWrite() error {
+	if half, ok := u.Conn.(interface{ CloseWrite() error }); ok {
+		return half.CloseWrite()
+	}
+	return errors.ErrUnsupported
+}

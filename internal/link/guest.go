@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"io"
@@ -9,8 +10,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/hashicorp/yamux"
 )
 
 // Guest is the guest's end of a guest link: it accepts streams from one
@@ -126,11 +125,12 @@ func (g *Guest) swap(next *session) (old *session) {
 func (g *Guest) replace(n nonce) {
 	g.swap(nil).end()
 	r, w := io.Pipe()
-	s := &session{PipeReader: r, frameWriter: &frameWriter{port: g.data}, in: w, ended: make(chan struct{})}
+	s := &session{in: w, ended: make(chan struct{})}
+	s.mux = newMux(r, g.data, s.interrupt, g.offer)
 	g.swap(s)
 	go func() {
 		defer close(s.ended)
-		if err := s.run(n, g); err != nil && !errors.Is(err, errReset) && !errors.Is(err, io.ErrClosedPipe) {
+		if err := s.run(n, r); err != nil && !errors.Is(err, errReset) && !errors.Is(err, io.ErrClosedPipe) {
 			fmt.Fprintf(os.Stderr, "guest link: %v\n", err)
 		}
 	}()
@@ -138,42 +138,37 @@ func (g *Guest) replace(n nonce) {
 
 // session is one host's conversation on the data port.
 type session struct {
-	*io.PipeReader
-	*frameWriter
+	*mux
 	in    *io.PipeWriter // what the port has for the session
 	ended chan struct{}
 }
 
-// Close ends the session and leaves the port open.
-func (s *session) Close() error {
-	s.PipeReader.CloseWithError(errReset)
-	return s.in.CloseWithError(errReset)
+// interrupt leaves the port open.
+func (s *session) interrupt() { s.in.CloseWithError(errReset) }
+
+func (s *session) run(n nonce, r *io.PipeReader) error {
+	// So that the port's bytes do not wait for a session that reads no more.
+	defer r.CloseWithError(errReset)
+	if err := s.raw(n[:]); err != nil {
+		return s.fail(fmt.Errorf("answer host: %w", err))
+	}
+	rest, err := discardUntil(r, n)
+	if err != nil {
+		return s.fail(err)
+	}
+	s.mux.in.Reset(io.MultiReader(bytes.NewReader(rest), r))
+	return s.mux.run()
 }
 
-func (s *session) run(n nonce, g *Guest) error {
-	if _, err := s.Write(n[:]); err != nil {
-		return fmt.Errorf("answer host: %w", err)
-	}
-	rest, err := discardUntil(s, n)
-	if err != nil {
-		return err
-	}
-	mux, err := yamux.Server(conversation(rest, s, s, s), config())
-	if err != nil {
-		return err
-	}
-	defer mux.Close()
-	for {
-		stream, err := mux.AcceptStream()
-		if err != nil {
-			return err
-		}
+// offer hands a stream to Accept.
+func (g *Guest) offer(stream *Stream) {
+	go func() {
 		select {
 		case g.streams <- stream:
+		case <-stream.mux.closed:
 		case <-g.done:
-			return net.ErrClosed
 		}
-	}
+	}()
 }
 
 // end stops s and returns when it no longer touches the data port. Nil is
@@ -182,7 +177,7 @@ func (s *session) end() {
 	if s == nil {
 		return
 	}
-	s.Close()
+	s.fail(errReset)
 	<-s.ended
 	s.stop()
 }
@@ -202,8 +197,3 @@ func (g *Guest) Close() error { return g.close() }
 
 // Addr names the link.
 func (g *Guest) Addr() net.Addr { return addr{} }
-
-type addr struct{}
-
-func (addr) Network() string { return "virtio-serial" }
-func (addr) String() string  { return DataPort }

@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bytes"
 	"context"
 	"encoding/hex"
 	"errors"
@@ -9,16 +10,16 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"time"
 	"unicode"
 
-	"github.com/hashicorp/yamux"
 	"golang.org/x/sys/unix"
 )
 
 // Host is the host's end of a guest link. Its methods may be called from any
 // goroutine.
 type Host struct {
-	session *yamux.Session
+	mux *mux
 }
 
 // Connect starts a fresh session over the two ports and returns when the
@@ -34,25 +35,22 @@ func Connect(ctx context.Context, control, data net.Conn, identity *Identity) (*
 		data.Close()
 	})
 	stop := context.AfterFunc(ctx, closePorts)
-	session, err := connect(control, data, identity)
+	rest, err := greet(control, data, identity)
 	if !stop() {
-		if session != nil {
-			session.Close()
-		}
 		return nil, context.Cause(ctx)
 	}
 	if err != nil {
 		closePorts()
 		return nil, err
 	}
-	go func() {
-		<-session.CloseChan()
-		closePorts()
-	}()
-	return &Host{session: session}, nil
+	m := newMux(io.MultiReader(bytes.NewReader(rest), data), data, closePorts, nil)
+	m.wait = 200 * time.Microsecond
+	go m.run()
+	return &Host{mux: m}, nil
 }
 
-func connect(control, data net.Conn, identity *Identity) (*yamux.Session, error) {
+// greet returns when the guest has answered, with what it has said since.
+func greet(control, data net.Conn, identity *Identity) (rest []byte, err error) {
 	if identity != nil {
 		if err := tell(control, *identity); err != nil {
 			return nil, fmt.Errorf("tell guest who it is: %w", err)
@@ -64,7 +62,7 @@ func connect(control, data net.Conn, identity *Identity) (*yamux.Session, error)
 	}
 	failed := make(chan *FailedError, 1)
 	go watchControl(control, data, failed)
-	rest, err := discardUntil(data, n)
+	rest, err = discardUntil(data, n)
 	select {
 	case reason := <-failed:
 		return nil, reason
@@ -76,7 +74,7 @@ func connect(control, data net.Conn, identity *Identity) (*yamux.Session, error)
 	if _, err := data.Write(n[:]); err != nil {
 		return nil, fmt.Errorf("begin session: %w", err)
 	}
-	return yamux.Client(conversation(rest, data, &frameWriter{port: data}, data), config())
+	return rest, nil
 }
 
 func tell(control io.Writer, identity Identity) error {
@@ -124,7 +122,7 @@ func (h *Host) Dial(ctx context.Context) (net.Conn, error) {
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	stream, err := h.session.OpenStream()
+	stream, err := h.mux.open()
 	if err != nil {
 		return nil, fmt.Errorf("open stream to guest: %w", err)
 	}
@@ -132,7 +130,10 @@ func (h *Host) Dial(ctx context.Context) (net.Conn, error) {
 }
 
 // Closed is closed when the session has ended.
-func (h *Host) Closed() <-chan struct{} { return h.session.CloseChan() }
+func (h *Host) Closed() <-chan struct{} { return h.mux.closed }
 
 // Close ends every stream and closes the ports.
-func (h *Host) Close() error { return h.session.Close() }
+func (h *Host) Close() error {
+	h.mux.fail(net.ErrClosed)
+	return nil
+}

@@ -7,7 +7,7 @@
 // port, in lines of text, the host says "reset NONCE". The guest drops its
 // old session and writes the nonce to the data port; the host throws away
 // all that comes before it, and answers with the nonce, before which the
-// guest throws away everything in turn. What follows is yamux.
+// guest throws away everything in turn. What follows are the frames of a mux.
 //
 // The guest writes its nonce as soon as it can serve, so that is also how it
 // says that it is ready; nobody polls. A host that speaks to a guest which
@@ -23,11 +23,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"log"
 	"strings"
-	"time"
-
-	"github.com/hashicorp/yamux"
 )
 
 // The names of the two virtio-serial ports, as the guest finds them in
@@ -45,14 +41,6 @@ const (
 	maxHostLine  = 1 << 20
 	maxGuestLine = 4096
 	maxReason    = 512
-	// window is how much one stream may have in flight, and so what one
-	// stream can make its receiver buffer. It holds several of the agent's
-	// chunks of output, so that the guest need not wait for the host.
-	window = 4 << 20
-	// backlog is how many streams may be open and not yet accepted. The host
-	// accepts none, and a guest can fill each with yamux's first window of
-	// 256 KiB.
-	backlog = 64
 )
 
 type nonce [nonceSize]byte
@@ -128,33 +116,11 @@ func discardUntil(r io.Reader, n nonce) (rest []byte, err error) {
 	}
 }
 
-// conversation is what yamux speaks over: pending has been read from r
-// already.
-func conversation(pending []byte, r io.Reader, w io.Writer, c io.Closer) io.ReadWriteCloser {
-	return struct {
-		io.Reader
-		io.Writer
-		io.Closer
-	}{io.MultiReader(bytes.NewReader(pending), r), w, c}
-}
-
-// config is yamux without its clocks: a guest may be paused for days, and
-// that must not break a stream.
-func config() *yamux.Config {
-	c := yamux.DefaultConfig()
-	c.AcceptBacklog = backlog
-	c.EnableKeepAlive = false
-	c.ConnectionWriteTimeout = 1000 * time.Hour
-	c.StreamOpenTimeout = 0
-	c.StreamCloseTimeout = 5 * time.Minute
-	c.MaxStreamWindowSize = window
-	c.LogOutput = nil
-	c.Logger = log.New(io.Discard, "", 0)
-	return c
-}
-
 // errReset ends a session that the other side no longer speaks.
 var errReset = errors.New("guest link was reset")
+
+// errGone ends the writing to a stream that the other side has closed.
+var errGone = errors.New("the other side has closed the stream")
 
 // FailedError is the guest's own word that it cannot come up.
 type FailedError struct{ Reason string }

@@ -21,8 +21,7 @@ type Config struct {
 	// "tcp" or "udp", and the connection that of package net.
 	Dial func(ctx context.Context, network string, port uint16) (net.Conn, error)
 	// DialLoopback opens a stream to a TCP port of the guest's 127.0.0.1,
-	// through the agent. If the stream has no CloseWrite, its Close must end
-	// only the sending, as yamux's does.
+	// through the agent. The stream has a CloseWrite.
 	DialLoopback func(ctx context.Context, port uint16) (net.Conn, error)
 	Log          *slog.Logger
 }

@@ -17,8 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/yamux"
-
+	"github.com/vmsan/vmsan/internal/link"
 	"github.com/vmsan/vmsan/internal/policy"
 	"github.com/vmsan/vmsan/internal/testenv"
 )
@@ -121,23 +120,19 @@ func TestStreamPassesHalfCloseOn(t *testing.T) {
 	wantCount(t, publish(t, newPorts(t, nil), guest, false))
 }
 
-// The link's streams are yamux's, which have no CloseWrite.
+// Streams of the link are no connections of the kernel.
 func TestLoopbackStream(t *testing.T) {
-	ours, theirs := net.Pipe()
-	quiet := yamux.DefaultConfig()
-	quiet.LogOutput = io.Discard
-	host, err := yamux.Client(ours, quiet)
-	if err != nil {
-		t.Fatal(err)
-	}
-	agent, err := yamux.Server(theirs, quiet)
+	control, theirControl := net.Pipe()
+	data, theirData := net.Pipe()
+	agent := link.Listen(theirControl, theirData, nil)
+	host, err := link.Connect(t.Context(), control, data, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	var serving sync.WaitGroup
 	serving.Go(func() {
 		for {
-			stream, err := agent.AcceptStream()
+			stream, err := agent.Accept()
 			if err != nil {
 				return
 			}
@@ -149,7 +144,7 @@ func TestLoopbackStream(t *testing.T) {
 		if port != 8080 {
 			return nil, fmt.Errorf("port %d", port)
 		}
-		return host.OpenStream()
+		return host.Dial(ctx)
 	})
 	wantCount(t, publish(t, p, 8080, true))
 }

@@ -62,8 +62,7 @@ var buffers = sync.Pool{New: func() any {
 	return &b
 }}
 
-// CloseWrite ends what is said to conn. One that has no half to close has a
-// Close that does no more, as yamux's.
+// CloseWrite ends what is said to conn, or all of it if it has no halves.
 func CloseWrite(conn net.Conn) error {
 	if half, ok := conn.(interface{ CloseWrite() error }); ok {
 		return half.CloseWrite()

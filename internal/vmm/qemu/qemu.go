@@ -280,7 +280,31 @@ func newMachine(log *os.File) (vm *virtualMachine, theirs ends, err error) {
 			return nil, ends{}, err
 		}
 	}
+	if err := enlarge(theirs.data); err != nil {
+		vm.close()
+		theirs.close()
+		return nil, ends{}, err
+	}
 	return vm, theirs, nil
+}
+
+// dataBuffer is how much of what a guest sends the kernel holds, with its own
+// overhead, which for QEMU's writes of a page is as much again. When it is
+// full, QEMU's main loop has to be asked to go on, and takes turns with the
+// guest's CPU for that.
+const dataBuffer = 2 << 20
+
+func enlarge(socket *os.File) error {
+	fd := int(socket.Fd())
+	err := unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUFFORCE, dataBuffer)
+	if errors.Is(err, unix.EPERM) {
+		// Without the right to, there is less, and it is slower.
+		err = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_SNDBUF, dataBuffer)
+	}
+	if err != nil {
+		return fmt.Errorf("enlarge the buffer of the data port: %w", err)
+	}
+	return nil
 }
 
 // close closes vm's own ends of what it shares with QEMU, and reads out what
