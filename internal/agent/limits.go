@@ -34,9 +34,10 @@ const (
 	// chunkSize is what is read from a pipe at most in one go, and so the largest data event. Each costs
 	// some switches between goroutines, which are dear under emulation.
 	chunkSize = 512 << 10
-	// pipeSize is what a pipe is grown to once a command has filled one of the default size. Larger ones
-	// are refused to those without CAP_SYS_RESOURCE.
-	pipeSize = 1 << 20
+	// pipeSize is what a pipe is grown to once a command has filled one of the default size, which takes
+	// CAP_SYS_RESOURCE. Each time it is emptied costs some switches of threads, and the port takes 1024 pages
+	// at once.
+	pipeSize = 2 << 20
 	// queueBytes is how far a second stream on a process may lag before it is dropped.
 	queueBytes = 4 << 20
 	// defaultKeepBytes is how much output of a kept command there is to replay.

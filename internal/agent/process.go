@@ -11,7 +11,6 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
-	"unsafe"
 
 	"github.com/creack/pty"
 	"golang.org/x/sys/unix"
@@ -240,7 +239,7 @@ const defaultPipeSize = 64 << 10
 const (
 	busyBytes = 4 << 10
 	busyReads = 4
-	busyPause = time.Millisecond
+	busyPause = 2 * time.Millisecond
 )
 
 // outputReader reads a pipe, waiting between reads from one that is busy. It knows when all that the
@@ -284,15 +283,10 @@ func (o *outputReader) read(buffer []byte) (int, error) {
 // pause lets a busy command fill its pipe.
 func (o *outputReader) pause() {
 	if o.busy >= busyReads && (o.moved || o.last < defaultPipeSize) {
-		sleepUnseen(busyPause)
+		// A timer of the runtime's costs more than this system call.
+		spec := unix.NsecToTimespec(busyPause.Nanoseconds())
+		_ = unix.Nanosleep(&spec, nil)
 	}
-}
-
-// sleepUnseen sleeps without telling the runtime, which would look for something else to do, every 20 us: on
-// one emulated CPU that takes it from the command. Other goroutines wait for as long.
-func sleepUnseen(d time.Duration) {
-	spec := unix.NsecToTimespec(d.Nanoseconds())
-	unix.RawSyscall(unix.SYS_NANOSLEEP, uintptr(unsafe.Pointer(&spec)), 0, 0)
 }
 
 // move hands over what is in a busy pipe without reading it, if that can be done.
@@ -300,10 +294,12 @@ func (o *outputReader) move(to *output) bool {
 	if !o.steady || !to.moves() {
 		return false
 	}
-	if o.unread() == 0 {
+	there := o.unread()
+	if there == 0 {
 		o.awaitInput()
+		there = o.unread()
 	}
-	if o.unread() < busyBytes {
+	if there < busyBytes {
 		return false
 	}
 	o.begin()

@@ -51,7 +51,7 @@ const (
 	// HeaderSize is the size of a frame less its body: kind and length.
 	HeaderSize = 1 + 4
 	// MaxOutput bounds the body of Stdout and Stderr, in bytes.
-	MaxOutput = 1 << 20
+	MaxOutput = 2 << 20
 	// InputWindow is how many bytes of Input may be sent before any was
 	// Taken. The agent buffers as much.
 	InputWindow = 256 << 10

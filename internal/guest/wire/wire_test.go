@@ -61,7 +61,7 @@ func TestBadHeaders(t *testing.T) {
 	for _, b := range [][]byte{
 		{0, 0, 0, 0, 0}, {4, 0, 0, 0, 0}, {0x10, 0, 0, 0, 0}, {0x17, 0, 0, 0, 0}, {0xff, 0, 0, 0, 0},
 		{byte(Start), 0, 0x40, 0, 1}, {byte(Input), 0, 4, 0, 1}, {byte(InputEnd), 0, 0, 0, 1},
-		{byte(Stdout), 0, 0x10, 0, 1}, {byte(Failed), 0xff, 0xff, 0xff, 0xff}, {byte(Ended), 0, 0, 0, 10},
+		{byte(Stdout), 0, 0x20, 0, 1}, {byte(Failed), 0xff, 0xff, 0xff, 0xff}, {byte(Ended), 0, 0, 0, 10},
 	} {
 		for _, fromHost := range []bool{true, false} {
 			if h, err := ReadHeader(bytes.NewReader(b), fromHost); err == nil {
