@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
@@ -39,10 +40,14 @@ func OpenHost() (*Host, error) {
 	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
 	return &Host{
 		conn: conn, table: table,
-		opened: &nftables.Set{Table: table, ID: 1, Name: "opened", KeyType: nftables.TypeIFName},
+		// The byte order is for nft(8), which shows names by it.
+		opened: &nftables.Set{
+			Table: table, ID: 1, Name: "opened",
+			KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian,
+		},
 		sandboxes: &nftables.Set{
 			Table: table, ID: 2, Name: "sandboxes", IsMap: true,
-			KeyType: nftables.TypeIFName, DataType: nftables.TypeVerdict,
+			KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian, DataType: nftables.TypeVerdict,
 		},
 	}, nil
 }

@@ -40,36 +40,6 @@ const (
 	DeniedPolicy  = "policy"      // nothing allows it
 )
 
-// never are addresses that no policy reaches unless an allowed CIDR names
-// them: all that is not of the public internet (RFC 6890), without the ranges
-// for documentation, where nothing is.
-var never = []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"),
-	netip.MustParsePrefix("10.0.0.0/8"),
-	netip.MustParsePrefix("100.64.0.0/10"),
-	netip.MustParsePrefix("127.0.0.0/8"),
-	netip.MustParsePrefix("169.254.0.0/16"),
-	netip.MustParsePrefix("172.16.0.0/12"),
-	netip.MustParsePrefix("192.0.0.0/24"),
-	netip.MustParsePrefix("192.168.0.0/16"),
-	netip.MustParsePrefix("198.18.0.0/15"),
-	netip.MustParsePrefix("224.0.0.0/3"),
-}
-
-// Public tells whether a is of the public internet, as far as its number says:
-// what no policy reaches by a domain.
-func Public(a netip.Addr) bool {
-	if !a.Is4() {
-		return false
-	}
-	for _, p := range never {
-		if p.Contains(a) {
-			return false
-		}
-	}
-	return true
-}
-
 // maxResolved bounds how many addresses domains can have at a time.
 const maxResolved = 65536
 
@@ -82,27 +52,32 @@ type Sandbox struct {
 	resolved *nftables.Set
 }
 
-// NewSandbox makes the table in the namespace of the calling thread, for p.
-// Its devices do not have to exist, but for the tap.
-func NewSandbox(l Layout, p policy.Policy) (*Sandbox, error) {
+// OpenSandbox connects to the firewall of the calling thread's namespace.
+func OpenSandbox(l Layout) (*Sandbox, error) {
 	conn, err := connect()
 	if err != nil {
 		return nil, err
 	}
 	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
-	s := &Sandbox{layout: l, conn: conn, table: table, resolved: &nftables.Set{
+	return &Sandbox{layout: l, conn: conn, table: table, resolved: &nftables.Set{
 		Table: table, ID: 1, Name: "resolved", KeyType: nftables.TypeIPAddr, HasTimeout: true, Size: maxResolved,
-	}}
-	conn.AddTable(table)
-	if err := conn.AddSet(s.resolved, nil); err != nil {
-		return nil, err
+	}}, nil
+}
+
+// Install makes the table, for p. The tap has to exist.
+//
+// It may be called from any thread, and should not be from one that is locked
+// to its goroutine: the library switches between goroutines for each of the
+// kernel's answers, which then takes ten times as long.
+func (s *Sandbox) Install(p policy.Policy) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conn.AddTable(s.table)
+	if err := s.conn.AddSet(s.resolved, nil); err != nil {
+		return err
 	}
 	s.guardTap()
-	if err := s.set(p); err != nil {
-		conn.CloseLasting()
-		return nil, err
-	}
-	return s, nil
+	return s.set(p)
 }
 
 // Set replaces the policy. What domains resolved to stays.
@@ -219,6 +194,10 @@ type rules struct {
 // their addresses are too.
 func (r *rules) byName() bool { return len(r.AllowedDomains) > 0 && !r.Public() }
 
+// never are the addresses that no policy reaches unless an allowed CIDR names
+// them.
+func (r *rules) never() []netip.Prefix { return append([]netip.Prefix{r.Pool}, policy.NotPublic...) }
+
 func (r *rules) write() {
 	r.common()
 	r.prerouting()
@@ -274,7 +253,7 @@ func (r *rules) forward() {
 
 	r.deny(guest, r.DeniedCIDRs, gotoChain(r.denied))
 	r.rule(guest, jump(r.allowed))
-	r.rule(guest, r.daddrIn(append([]netip.Prefix{r.Pool}, never...)), gotoChain(r.private))
+	r.rule(guest, r.daddrIn(r.never()), gotoChain(r.private))
 	if r.Public() {
 		r.rule(guest, jump(r.plain))
 	}
@@ -310,7 +289,7 @@ func (r *rules) output() {
 	if r.byName() {
 		r.rule(c, oifname(r.Uplink), tcp, gotoChain(proxy))
 		r.deny(proxy, r.DeniedCIDRs, gotoChain(r.denied))
-		r.rule(proxy, r.daddrIn(append([]netip.Prefix{r.Pool}, never...)), gotoChain(r.private))
+		r.rule(proxy, r.daddrIn(r.never()), gotoChain(r.private))
 		r.rule(proxy, daddrIn(r.resolved), accept)
 		r.rule(proxy, gotoChain(r.refused))
 	}
