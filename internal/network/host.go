@@ -22,7 +22,7 @@ type host struct {
 func openHost() (*host, error) {
 	rules, err := firewall.OpenHost()
 	if err != nil {
-		return nil, err
+		return nil, explainFirewall(err)
 	}
 	links, err := openLinks()
 	if err != nil {
@@ -83,7 +83,7 @@ func (h *host) forwardReplies() error {
 	if all {
 		return h.rules.ForgetOpened()
 	}
-	for _, uplink := range h.uplinks() {
+	for _, uplink := range h.links.uplinks() {
 		on, err := h.links.forwards(uplink.Index)
 		if err != nil {
 			return err
@@ -108,13 +108,13 @@ var far = []netip.Addr{netip.AddrFrom4([4]byte{1, 1, 1, 1}), netip.AddrFrom4([4]
 
 // uplinks are the devices that lead to the internet, which is none on a host
 // without network.
-func (h *host) uplinks() (devices []*netlink.LinkAttrs) {
+func (l *links) uplinks() (devices []*netlink.LinkAttrs) {
 	for _, a := range far {
-		routes, err := h.links.RouteGet(a.AsSlice())
+		routes, err := l.RouteGet(a.AsSlice())
 		if err != nil || len(routes) == 0 {
 			continue
 		}
-		link, err := h.links.LinkByIndex(routes[0].LinkIndex)
+		link, err := l.LinkByIndex(routes[0].LinkIndex)
 		if err == nil && (len(devices) == 0 || devices[0].Index != link.Attrs().Index) {
 			devices = append(devices, link.Attrs())
 		}
@@ -128,12 +128,12 @@ var ErrNoRoute = errors.New("the host has no default route")
 // DefaultRoute names the device through which the host reaches the internet
 // just now: the one that the kernel would take, if there are several.
 func DefaultRoute() (string, error) {
-	h, err := openHost()
+	links, err := openLinks()
 	if err != nil {
 		return "", err
 	}
-	defer h.close()
-	if devices := h.uplinks(); len(devices) > 0 {
+	defer links.close()
+	if devices := links.uplinks(); len(devices) > 0 {
 		return devices[0].Name, nil
 	}
 	return "", ErrNoRoute

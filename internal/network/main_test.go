@@ -1,6 +1,9 @@
 package network
 
 import (
+	"context"
+	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"regexp"
@@ -11,7 +14,22 @@ import (
 	"github.com/vmsan/vmsan/internal/testenv/lab"
 )
 
-func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
+func TestMain(m *testing.M) {
+	switch os.Getenv(childVar) {
+	case "check":
+		err := CheckHost(context.Background())
+		var host *HostError
+		if errors.As(err, &host) {
+			fmt.Println(err, "hint:", host.Hint)
+		}
+	case "create":
+		_, err := Create(context.Background(), abandoned)
+		fmt.Println("made", err)
+		select {}
+	default:
+		os.Exit(testenv.Main(m))
+	}
+}
 
 // inLab is for tests that make networks on the lab's host, which they have to
 // leave as it was.

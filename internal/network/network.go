@@ -42,6 +42,7 @@ type Config struct {
 // goroutine; Close ends it.
 type Network struct {
 	id      string
+	pool    netip.Prefix
 	ns      *netns.Namespace
 	tap     *os.File
 	sockets Sockets
@@ -57,7 +58,7 @@ func Create(ctx context.Context, c Config) (n *Network, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n = &Network{id: c.ID}
+	n = &Network{id: c.ID, pool: c.Pool}
 	var taken undo.Stack
 	defer func() {
 		if err != nil {
@@ -65,7 +66,7 @@ func Create(ctx context.Context, c Config) (n *Network, err error) {
 		}
 	}()
 	if n.ns, err = netns.New(); err != nil {
-		return nil, err
+		return nil, namespaceRemedies.explain(err)
 	}
 	taken.Add(n.close)
 	host, err := openHost()
@@ -82,16 +83,16 @@ func Create(ctx context.Context, c Config) (n *Network, err error) {
 		return nil, err
 	}
 	if err := n.rules.Install(c.Policy); err != nil {
-		return nil, err
+		return nil, explainFirewall(err)
 	}
 	if n.sockets.Denials, err = listenForDenials(in.log); err != nil {
-		return nil, err
+		return nil, explainFirewall(err)
 	}
 	if err := host.rules.Install(); err != nil {
-		return nil, err
+		return nil, explainFirewall(err)
 	}
 	if err := host.addLink(linkName(c.ID), n.ns.File()); err != nil {
-		return nil, err
+		return nil, linkRemedies.explain(err)
 	}
 	taken.Add(func() error { return CleanUp(c.ID) }) // host is closed by then
 	if err := in.connect(lease, c.Bandwidth); err != nil {
@@ -122,7 +123,7 @@ func (in *inside) close() {
 // calling thread is in, and makes the tap, whose address sockets are bound to.
 func (n *Network) open(c Config, in *inside) (err error) {
 	if n.tap, err = openTap(tapName); err != nil {
-		return err
+		return tunRemedies.explain(err)
 	}
 	if in.links, err = openLinks(); err != nil {
 		return err
@@ -132,7 +133,7 @@ func (n *Network) open(c Config, in *inside) (err error) {
 		return err
 	}
 	if err := shape(in.links, tap, c.Bandwidth.Down); err != nil {
-		return err
+		return linkRemedies.explain(err)
 	}
 	if n.rules, err = firewall.OpenSandbox(firewall.Layout{
 		Tap: tapName, Uplink: uplinkName,
@@ -140,13 +141,13 @@ func (n *Network) open(c Config, in *inside) (err error) {
 		Gateway: Gateway.Addr(), DNSPort: DNSPort, ProxyPort: ProxyPort,
 		Pool: c.Pool,
 	}); err != nil {
-		return err
+		return explainFirewall(err)
 	}
 	if n.sockets, err = openSockets(); err != nil {
 		return err
 	}
 	if in.log, err = nfnetlink.Dial(unix.NETLINK_NETFILTER, nil); err != nil {
-		return fmt.Errorf("open netfilter's netlink: %w", err)
+		return explainFirewall(fmt.Errorf("open netfilter's netlink: %w", err))
 	}
 	return nil
 }
