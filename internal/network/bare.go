@@ -13,11 +13,11 @@ import (
 func BareTap() (tap *os.File, err error) {
 	ns, err := netns.New()
 	if err != nil {
-		return nil, err
+		return nil, namespaceRemedies.explain(err)
 	}
 	err = ns.Do(func() (err error) {
 		tap, err = openTap(tapName)
-		return err
+		return tunRemedies.explain(err)
 	})
 	if err = errors.Join(err, ns.Close()); err != nil && tap != nil {
 		tap.Close()

@@ -5,7 +5,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -16,24 +15,24 @@ import (
 
 // host is the namespace this process is in.
 type host struct {
-	links *netlink.Handle
+	links *links
 	rules *firewall.Host
 }
 
 func openHost() (*host, error) {
 	rules, err := firewall.OpenHost()
 	if err != nil {
-		return nil, err
+		return nil, explainFirewall(err)
 	}
-	links, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	links, err := openLinks()
 	if err != nil {
-		return nil, errors.Join(fmt.Errorf("open rtnetlink: %w", err), rules.Close())
+		return nil, errors.Join(err, rules.Close())
 	}
 	return &host{links: links, rules: rules}, nil
 }
 
 func (h *host) close() {
-	h.links.Close()
+	h.links.close()
 	h.rules.Close()
 }
 
@@ -53,15 +52,12 @@ func (h *host) addLink(name string, other *os.File) error {
 // connect makes the host's end of a link work.
 func (h *host) connect(id string, l lease, p policy.Policy) error {
 	name := linkName(id)
-	if err := errors.Join(withoutIPv6(name), setSysctl("ipv4/conf/"+name+"/forwarding", "1")); err != nil {
-		return err
-	}
 	if len(p.AllowedCIDRs) > 0 {
 		if err := h.rules.Admit(name, p); err != nil {
 			return err
 		}
 	}
-	if _, err := configure(h.links, name, nil, l.host); err != nil {
+	if _, err := configure(h.links, device{name: name, address: l.host}); err != nil {
 		return err
 	}
 	return h.forwardReplies()
@@ -80,37 +76,29 @@ func (h *host) admit(id string, p policy.Policy) error {
 // keeps it from forwarding anything else. It is looked at afresh for each
 // sandbox, for routes and settings change.
 func (h *host) forwardReplies() error {
-	all, err := forwards("all")
+	all, err := h.links.forwards(netconfAll)
 	if err != nil {
 		return err
 	}
 	if all {
 		return h.rules.ForgetOpened()
 	}
-	for _, device := range h.uplinks() {
-		on, err := forwards(device)
+	for _, uplink := range h.links.uplinks() {
+		on, err := h.links.forwards(uplink.Index)
 		if err != nil {
 			return err
 		}
 		if on {
 			continue // by us, or by somebody for their own ends
 		}
-		if err := h.rules.AddOpened(device); err != nil {
+		if err := h.rules.AddOpened(uplink.Name); err != nil {
 			return err
 		}
-		if err := setSysctl("ipv4/conf/"+device+"/forwarding", "1"); err != nil {
-			return err
+		if err := os.WriteFile("/proc/sys/net/ipv4/conf/"+uplink.Name+"/forwarding", []byte("1"), 0); err != nil {
+			return fmt.Errorf("let %s forward replies: %w", uplink.Name, err)
 		}
 	}
 	return nil
-}
-
-func forwards(device string) (bool, error) {
-	text, err := os.ReadFile("/proc/sys/net/ipv4/conf/" + device + "/forwarding")
-	if err != nil {
-		return false, err
-	}
-	return strings.TrimSpace(string(text)) == "1", nil
 }
 
 // far are addresses of the internet, to ask for the route to. Nothing is sent
@@ -120,15 +108,15 @@ var far = []netip.Addr{netip.AddrFrom4([4]byte{1, 1, 1, 1}), netip.AddrFrom4([4]
 
 // uplinks are the devices that lead to the internet, which is none on a host
 // without network.
-func (h *host) uplinks() (devices []string) {
+func (l *links) uplinks() (devices []*netlink.LinkAttrs) {
 	for _, a := range far {
-		routes, err := h.links.RouteGet(a.AsSlice())
+		routes, err := l.RouteGet(a.AsSlice())
 		if err != nil || len(routes) == 0 {
 			continue
 		}
-		link, err := h.links.LinkByIndex(routes[0].LinkIndex)
-		if err == nil && (len(devices) == 0 || devices[0] != link.Attrs().Name) {
-			devices = append(devices, link.Attrs().Name)
+		link, err := l.LinkByIndex(routes[0].LinkIndex)
+		if err == nil && (len(devices) == 0 || devices[0].Index != link.Attrs().Index) {
+			devices = append(devices, link.Attrs())
 		}
 	}
 	return devices
@@ -140,13 +128,13 @@ var ErrNoRoute = errors.New("the host has no default route")
 // DefaultRoute names the device through which the host reaches the internet
 // just now: the one that the kernel would take, if there are several.
 func DefaultRoute() (string, error) {
-	h, err := openHost()
+	links, err := openLinks()
 	if err != nil {
 		return "", err
 	}
-	defer h.close()
-	if devices := h.uplinks(); len(devices) > 0 {
-		return devices[0], nil
+	defer links.close()
+	if devices := links.uplinks(); len(devices) > 0 {
+		return devices[0].Name, nil
 	}
 	return "", ErrNoRoute
 }

@@ -16,7 +16,7 @@ import (
 	"os"
 	"time"
 
-	"github.com/vishvananda/netlink"
+	nfnetlink "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/internal/network/firewall"
@@ -42,6 +42,7 @@ type Config struct {
 // goroutine; Close ends it.
 type Network struct {
 	id      string
+	pool    netip.Prefix
 	ns      *netns.Namespace
 	tap     *os.File
 	sockets Sockets
@@ -57,7 +58,7 @@ func Create(ctx context.Context, c Config) (n *Network, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n = &Network{id: c.ID}
+	n = &Network{id: c.ID, pool: c.Pool}
 	var taken undo.Stack
 	defer func() {
 		if err != nil {
@@ -65,7 +66,7 @@ func Create(ctx context.Context, c Config) (n *Network, err error) {
 		}
 	}()
 	if n.ns, err = netns.New(); err != nil {
-		return nil, err
+		return nil, namespaceRemedies.explain(err)
 	}
 	taken.Add(n.close)
 	host, err := openHost()
@@ -73,13 +74,28 @@ func Create(ctx context.Context, c Config) (n *Network, err error) {
 		return nil, err
 	}
 	defer host.close()
-	if err := host.rules.Install(); err != nil {
+	var in inside
+	defer in.close()
+	if err := n.ns.Do(func() error { return n.open(c, &in) }); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	if err := n.ns.Do(func() error { return n.furnish(c, lease, host, &taken) }); err != nil {
+	if err := n.rules.Install(c.Policy); err != nil {
+		return nil, explainFirewall(err)
+	}
+	if n.sockets.Denials, err = listenForDenials(in.log); err != nil {
+		return nil, explainFirewall(err)
+	}
+	if err := host.rules.Install(); err != nil {
+		return nil, explainFirewall(err)
+	}
+	if err := host.addLink(linkName(c.ID), n.ns.File()); err != nil {
+		return nil, linkRemedies.explain(err)
+	}
+	taken.Add(func() error { return CleanUp(c.ID) }) // host is closed by then
+	if err := in.connect(lease, c.Bandwidth); err != nil {
 		return nil, err
 	}
 	if err := host.connect(c.ID, lease, c.Policy); err != nil {
@@ -88,52 +104,64 @@ func Create(ctx context.Context, c Config) (n *Network, err error) {
 	return n, ctx.Err()
 }
 
-// furnish puts into the sandbox's namespace, which the calling thread is in,
-// what belongs there.
-func (n *Network) furnish(c Config, l lease, host *host, taken *undo.Stack) (err error) {
-	if err := forwardIPv4Alone(); err != nil {
-		return err
+// inside is what is needed of a sandbox's namespace while it is furnished.
+type inside struct {
+	links *links
+	log   *nfnetlink.Conn
+}
+
+func (in *inside) close() {
+	if in.links != nil {
+		in.links.close()
 	}
-	links, err := netlink.NewHandle(unix.NETLINK_ROUTE)
-	if err != nil {
-		return fmt.Errorf("open rtnetlink: %w", err)
+	if in.log != nil {
+		in.log.Close()
 	}
-	defer links.Close()
+}
+
+// open opens what has to be opened in the sandbox's namespace, which the
+// calling thread is in, and makes the tap, whose address sockets are bound to.
+func (n *Network) open(c Config, in *inside) (err error) {
 	if n.tap, err = openTap(tapName); err != nil {
+		return tunRemedies.explain(err)
+	}
+	if in.links, err = openLinks(); err != nil {
 		return err
 	}
-	tap, err := configure(links, tapName, GatewayMAC, Gateway)
+	tap, err := configure(in.links, device{name: tapName, mac: GatewayMAC, address: Gateway})
 	if err != nil {
 		return err
 	}
-	if err := host.addLink(linkName(c.ID), n.ns.File()); err != nil {
-		return err
+	if err := shape(in.links, tap, c.Bandwidth.Down); err != nil {
+		return linkRemedies.explain(err)
 	}
-	taken.Add(func() error { return host.remove(c.ID) })
-	uplink, err := configure(links, uplinkName, nil, l.uplink)
-	if err != nil {
-		return err
-	}
-	if err := addDefaultRoute(links, uplink, l.host.Addr()); err != nil {
-		return err
-	}
-	if err := shape(links, tap, c.Bandwidth.Down); err != nil {
-		return err
-	}
-	if err := shape(links, uplink, c.Bandwidth.Up); err != nil {
-		return err
-	}
-	n.rules, err = firewall.NewSandbox(firewall.Layout{
+	if n.rules, err = firewall.OpenSandbox(firewall.Layout{
 		Tap: tapName, Uplink: uplinkName,
 		Guest: Guest.Addr(), GuestMAC: GuestMAC,
 		Gateway: Gateway.Addr(), DNSPort: DNSPort, ProxyPort: ProxyPort,
 		Pool: c.Pool,
-	}, c.Policy)
+	}); err != nil {
+		return explainFirewall(err)
+	}
+	if n.sockets, err = openSockets(); err != nil {
+		return err
+	}
+	if in.log, err = nfnetlink.Dial(unix.NETLINK_NETFILTER, nil); err != nil {
+		return explainFirewall(fmt.Errorf("open netfilter's netlink: %w", err))
+	}
+	return nil
+}
+
+// connect makes the sandbox's end of the link work.
+func (in *inside) connect(l lease, b policy.Bandwidth) error {
+	uplink, err := configure(in.links, device{name: uplinkName, address: l.uplink})
 	if err != nil {
 		return err
 	}
-	n.sockets, err = openSockets()
-	return err
+	if err := addDefaultRoute(in.links, uplink, l.host.Addr()); err != nil {
+		return err
+	}
+	return shape(in.links, uplink, b.Up)
 }
 
 // Tap is for the VMM: a tap device with virtio-net headers (IFF_VNET_HDR). It
@@ -163,11 +191,11 @@ func (n *Network) SetPolicy(p policy.Policy) error {
 // SetBandwidth replaces the limits.
 func (n *Network) SetBandwidth(b policy.Bandwidth) error {
 	return n.ns.Do(func() error {
-		links, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+		links, err := openLinks()
 		if err != nil {
-			return fmt.Errorf("open rtnetlink: %w", err)
+			return err
 		}
-		defer links.Close()
+		defer links.close()
 		for name, bits := range map[string]uint64{tapName: b.Down, uplinkName: b.Up} {
 			link, err := links.LinkByName(name)
 			if err != nil {

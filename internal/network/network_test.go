@@ -41,29 +41,6 @@ func create(t testing.TB, c Config) *Network {
 	return n
 }
 
-func TestSmoke(t *testing.T) {
-	inLab(t, func(t *testing.T) {
-		for i := range 10 {
-			began := time.Now()
-			n := create(t, Config{Slot: i})
-			t.Log(time.Since(began))
-			if i == 0 {
-				t.Log(run(t, "nft", "list", "ruleset"))
-				n.ns.Do(func() error {
-					t.Log(run(t, "nft", "list", "ruleset"), run(t, "ip", "a"))
-					return nil
-				})
-				t.Log(run(t, "ip", "a"))
-			}
-			began = time.Now()
-			if err := n.Close(); err != nil {
-				t.Fatal(err)
-			}
-			t.Log("close", time.Since(began))
-		}
-	})
-}
-
 // awaitGone waits for the kernel to take a slot's network apart.
 func awaitGone(t testing.TB, slot int) {
 	t.Helper()

@@ -20,7 +20,7 @@ const (
 )
 
 // shape limits what a device sends to bits a second, if that is not 0.
-func shape(links *netlink.Handle, link netlink.Link, bits uint64) error {
+func shape(links *links, link netlink.Link, bits uint64) error {
 	if bits == 0 {
 		return nil
 	}
@@ -40,7 +40,7 @@ func shape(links *netlink.Handle, link netlink.Link, bits uint64) error {
 }
 
 // unshape takes the limit off a device, if there is one.
-func unshape(links *netlink.Handle, link netlink.Link) error {
+func unshape(links *links, link netlink.Link) error {
 	err := links.QdiscDel(&netlink.Tbf{QdiscAttrs: rootQdisc(link)})
 	if err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
 		return fmt.Errorf("take the limit off %s: %w", link.Attrs().Name, err)

@@ -25,23 +25,22 @@ type Sockets struct {
 	Denials *os.File
 }
 
-// openSockets opens them in the namespace of the calling thread.
+// openSockets opens all but Denials, in the namespace of the calling thread.
 func openSockets() (s Sockets, err error) {
 	for _, socket := range []struct {
 		file *(*os.File)
-		name string
-		open func() (int, error)
+		kind int
+		port int
 	}{
-		{&s.DNSPacket, "dns-udp", func() (int, error) { return listen(unix.SOCK_DGRAM, DNSPort) }},
-		{&s.DNSStream, "dns-tcp", func() (int, error) { return listen(unix.SOCK_STREAM, DNSPort) }},
-		{&s.Proxy, "proxy", func() (int, error) { return listen(unix.SOCK_STREAM, ProxyPort) }},
-		{&s.Denials, "denials", listenForDenials},
+		{&s.DNSPacket, unix.SOCK_DGRAM, DNSPort},
+		{&s.DNSStream, unix.SOCK_STREAM, DNSPort},
+		{&s.Proxy, unix.SOCK_STREAM, ProxyPort},
 	} {
-		fd, err := socket.open()
+		fd, err := listen(socket.kind, socket.port)
 		if err != nil {
-			return Sockets{}, errors.Join(fmt.Errorf("open socket %s of sandbox: %w", socket.name, err), s.close())
+			return Sockets{}, errors.Join(fmt.Errorf("listen on port %d of sandbox: %w", socket.port, err), s.close())
 		}
-		*socket.file = os.NewFile(uintptr(fd), socket.name)
+		*socket.file = os.NewFile(uintptr(fd), fmt.Sprint("port-", socket.port))
 	}
 	return s, nil
 }
@@ -84,16 +83,11 @@ const (
 	nfulnlCopyPacket = 2
 )
 
-// listenForDenials opens a socket that is told at once of each packet that
-// goes into the firewall's log, and drops what nobody reads.
-func listenForDenials() (fd int, err error) {
-	conn, err := nfnetlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return -1, err
-	}
-	defer conn.Close()
+// listenForDenials makes of a connection a socket that is told at once of each
+// packet that goes into its namespace's log, and drops what nobody reads.
+func listenForDenials(conn *nfnetlink.Conn) (*os.File, error) {
 	if err := conn.SetOption(nfnetlink.NoENOBUFS, true); err != nil {
-		return -1, err
+		return nil, fmt.Errorf("listen for denials: %w", err)
 	}
 	for _, attributes := range [][]nfnetlink.Attribute{
 		{{Type: nfulaCfgCmd, Data: []byte{nfulnlCmdBind}}},
@@ -104,7 +98,7 @@ func listenForDenials() (fd int, err error) {
 	} {
 		raw, err := nfnetlink.MarshalAttributes(attributes)
 		if err != nil {
-			return -1, err
+			return nil, err
 		}
 		_, err = conn.Execute(nfnetlink.Message{
 			Header: nfnetlink.Header{Type: nfulnlConfig, Flags: nfnetlink.Request | nfnetlink.Acknowledge},
@@ -112,21 +106,22 @@ func listenForDenials() (fd int, err error) {
 			Data: append([]byte{unix.AF_UNSPEC, 0, 0, firewall.LogGroup}, raw...),
 		})
 		if err != nil {
-			return -1, fmt.Errorf("bind nfnetlink_log: %w", err)
+			return nil, fmt.Errorf("listen for denials: bind nfnetlink_log: %w", err)
 		}
 	}
 	return duplicate(conn)
 }
 
-// duplicate makes a descriptor of the socket that outlives the connection.
-func duplicate(conn *nfnetlink.Conn) (fd int, err error) {
+// duplicate makes a file of the socket that outlives the connection.
+func duplicate(conn *nfnetlink.Conn) (*os.File, error) {
 	raw, err := conn.SyscallConn()
 	if err != nil {
-		return -1, err
+		return nil, err
 	}
+	var fd int
 	controlErr := raw.Control(func(own uintptr) { fd, err = unix.FcntlInt(own, unix.F_DUPFD_CLOEXEC, 0) })
 	if err := errors.Join(controlErr, err); err != nil {
-		return -1, err
+		return nil, fmt.Errorf("duplicate netlink socket: %w", err)
 	}
-	return fd, nil
+	return os.NewFile(uintptr(fd), "denials"), nil
 }

@@ -3,7 +3,6 @@ package firewall
 import (
 	"encoding/binary"
 	"net"
-	"net/netip"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -67,12 +66,8 @@ var (
 // loadDaddr is the IPv4 destination.
 var loadDaddr = &expr.Payload{DestRegister: reg, Base: expr.PayloadBaseNetworkHeader, Offset: 16, Len: 4}
 
-func daddrIs(a netip.Addr) part {
-	return join(ipv4, part{loadDaddr, &expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: a.AsSlice()}})
-}
-
-// daddrIn is ip daddr @set.
-func daddrIn(s *nftables.Set) part { return join(ipv4, part{loadDaddr, lookup(s)}) }
+// daddrInSet is ip daddr @set.
+func daddrInSet(s *nftables.Set) part { return join(ipv4, part{loadDaddr, lookup(s)}) }
 
 func lookup(s *nftables.Set) expr.Any {
 	return &expr.Lookup{SourceRegister: reg, SetName: s.Name, SetID: s.ID}

@@ -5,6 +5,7 @@ import (
 	"fmt"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
@@ -39,10 +40,14 @@ func OpenHost() (*Host, error) {
 	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
 	return &Host{
 		conn: conn, table: table,
-		opened: &nftables.Set{Table: table, ID: 1, Name: "opened", KeyType: nftables.TypeIFName},
+		// The byte order is for nft(8), which shows names by it.
+		opened: &nftables.Set{
+			Table: table, ID: 1, Name: "opened",
+			KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian,
+		},
 		sandboxes: &nftables.Set{
 			Table: table, ID: 2, Name: "sandboxes", IsMap: true,
-			KeyType: nftables.TypeIFName, DataType: nftables.TypeVerdict,
+			KeyType: nftables.TypeIFName, KeyByteOrder: binaryutil.NativeEndian, DataType: nftables.TypeVerdict,
 		},
 	}, nil
 }
@@ -57,10 +62,10 @@ const version = "version-1"
 // Install makes the table, or replaces the rules that another version of
 // vmsan has made. What the sets have in them stays.
 func (h *Host) Install() error {
-	if _, err := h.conn.ListChain(h.table, version); err == nil {
+	if h.has(version) {
 		return nil
 	}
-	w := &writer{conn: h.conn, table: h.table, sets: h.sandboxes.ID}
+	w := &writer{conn: h.conn, table: h.table}
 	h.conn.AddTable(h.table)
 	for _, set := range []*nftables.Set{h.opened, h.sandboxes} {
 		if err := h.conn.AddSet(set, nil); err != nil {
@@ -78,6 +83,14 @@ func (h *Host) Install() error {
 		return fmt.Errorf("set rules of host: %w", err)
 	}
 	return nil
+}
+
+// has tells whether the table has a chain. It takes any error for a no, since
+// the library does not hand over which it was; a connection that does not work
+// shows in what comes next.
+func (h *Host) has(chain string) bool {
+	_, err := h.conn.ListChain(h.table, chain)
+	return err == nil
 }
 
 // input keeps sandboxes from the host's own addresses, but for those that an
@@ -141,10 +154,8 @@ func (h *Host) Admit(link string, p policy.Policy) error {
 	if len(p.AllowedCIDRs) == 0 {
 		return h.Forget(link)
 	}
-	w := &writer{conn: h.conn, table: h.table, sets: h.sandboxes.ID}
+	w := &writer{conn: h.conn, table: h.table}
 	plain, c := w.regular(link+"-plain"), w.regular(link)
-	w.rule(plain, w.tcpOrUDP(), accept)
-	w.rule(plain, ipv4, echoRequest, accept)
 	w.deny(c, p.DeniedCIDRs, drop)
 	w.allow(c, plain, p.AllowedCIDRs)
 	if err := h.conn.SetAddElements(h.sandboxes, []nftables.SetElement{{
@@ -160,8 +171,8 @@ func (h *Host) Admit(link string, p policy.Policy) error {
 
 // Forget takes Admit back. It is no error if there is nothing to take back.
 func (h *Host) Forget(link string) error {
-	if _, err := h.conn.ListChain(h.table, link); err != nil {
-		return nil // there is none
+	if !h.has(link) {
+		return nil
 	}
 	if err := h.conn.SetDeleteElements(h.sandboxes, []nftables.SetElement{{
 		Key: ifname(link), VerdictData: &expr.Verdict{Kind: expr.VerdictJump, Chain: link},
@@ -207,8 +218,12 @@ func (h *Host) ForgetOpened() error {
 }
 
 // Counters tell how many packets of sandboxes were accepted in the host's
-// namespace, and how many were seen after the rules of others.
+// namespace, and how many were seen after the rules of others: none before
+// there was a sandbox.
 func (h *Host) Counters() (accepted, passed uint64, err error) {
+	if !h.has(version) {
+		return 0, 0, nil
+	}
 	for name, n := range map[string]*uint64{counterAccepted: &accepted, counterPassed: &passed} {
 		o, err := h.conn.GetObject(&nftables.CounterObj{Table: h.table, Name: name})
 		if err != nil {

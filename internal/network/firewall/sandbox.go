@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/internal/policy"
@@ -40,69 +39,55 @@ const (
 	DeniedPolicy  = "policy"      // nothing allows it
 )
 
-// never are addresses that no policy reaches unless an allowed CIDR names
-// them: all that is not of the public internet (RFC 6890), without the ranges
-// for documentation, where nothing is.
-var never = []netip.Prefix{
-	netip.MustParsePrefix("0.0.0.0/8"),
-	netip.MustParsePrefix("10.0.0.0/8"),
-	netip.MustParsePrefix("100.64.0.0/10"),
-	netip.MustParsePrefix("127.0.0.0/8"),
-	netip.MustParsePrefix("169.254.0.0/16"),
-	netip.MustParsePrefix("172.16.0.0/12"),
-	netip.MustParsePrefix("192.0.0.0/24"),
-	netip.MustParsePrefix("192.168.0.0/16"),
-	netip.MustParsePrefix("198.18.0.0/15"),
-	netip.MustParsePrefix("224.0.0.0/3"),
-}
-
-// Public tells whether a is of the public internet, as far as its number says:
-// what no policy reaches by a domain.
-func Public(a netip.Addr) bool {
-	if !a.Is4() {
-		return false
-	}
-	for _, p := range never {
-		if p.Contains(a) {
-			return false
-		}
-	}
-	return true
-}
-
 // maxResolved bounds how many addresses domains can have at a time.
 const maxResolved = 65536
 
 // Sandbox is the table in a sandbox's namespace.
 type Sandbox struct {
-	layout   Layout
-	mu       sync.Mutex
-	conn     *nftables.Conn
-	table    *nftables.Table
-	resolved *nftables.Set
+	layout Layout
+	mu     sync.Mutex
+	conn   *nftables.Conn
+	table  *nftables.Table
+	// resolved are the addresses of domains, and private those that no policy
+	// reaches unless an allowed CIDR names them. That set never changes.
+	resolved, private *nftables.Set
 }
 
-// NewSandbox makes the table in the namespace of the calling thread, for p.
-// Its devices do not have to exist, but for the tap.
-func NewSandbox(l Layout, p policy.Policy) (*Sandbox, error) {
+// OpenSandbox connects to the firewall of the calling thread's namespace.
+func OpenSandbox(l Layout) (*Sandbox, error) {
 	conn, err := connect()
 	if err != nil {
 		return nil, err
 	}
 	table := &nftables.Table{Name: tableName, Family: nftables.TableFamilyINet}
-	s := &Sandbox{layout: l, conn: conn, table: table, resolved: &nftables.Set{
-		Table: table, ID: 1, Name: "resolved", KeyType: nftables.TypeIPAddr, HasTimeout: true, Size: maxResolved,
-	}}
-	conn.AddTable(table)
-	if err := conn.AddSet(s.resolved, nil); err != nil {
-		return nil, err
+	return &Sandbox{
+		layout: l, conn: conn, table: table,
+		resolved: &nftables.Set{
+			Table: table, ID: 1, Name: "resolved", KeyType: nftables.TypeIPAddr, HasTimeout: true, Size: maxResolved,
+		},
+		private: &nftables.Set{
+			Table: table, ID: 2, Name: "private", KeyType: nftables.TypeIPAddr, Constant: true, Interval: true,
+		},
+	}, nil
+}
+
+// Install makes the table, for p. The tap has to exist.
+//
+// It may be called from any thread, and should not be from one that is locked
+// to its goroutine: the library switches between goroutines for each of the
+// kernel's answers, which then takes ten times as long.
+func (s *Sandbox) Install(p policy.Policy) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.conn.AddTable(s.table)
+	if err := s.conn.AddSet(s.resolved, nil); err != nil {
+		return err
+	}
+	if err := s.conn.AddSet(s.private, elements(merge(append([]netip.Prefix{s.layout.Pool}, policy.NotPublic...)))); err != nil {
+		return err
 	}
 	s.guardTap()
-	if err := s.set(p); err != nil {
-		conn.CloseLasting()
-		return nil, err
-	}
-	return s, nil
+	return s.set(p)
 }
 
 // Set replaces the policy. What domains resolved to stays.
@@ -113,8 +98,8 @@ func (s *Sandbox) Set(p policy.Policy) error {
 }
 
 func (s *Sandbox) set(p policy.Policy) error {
-	w := &writer{conn: s.conn, table: s.table, sets: s.resolved.ID}
-	r := rules{writer: w, Layout: s.layout, Policy: p, resolved: s.resolved}
+	w := &writer{conn: s.conn, table: s.table}
+	r := rules{writer: w, Layout: s.layout, Policy: p, resolved: s.resolved, private: s.private}
 	r.write()
 	if err := w.commit(); err != nil {
 		return fmt.Errorf("set rules of sandbox: %w", err)
@@ -209,10 +194,11 @@ type rules struct {
 	*writer
 	Layout
 	policy.Policy
-	resolved *nftables.Set
+	resolved, private *nftables.Set
 
-	allowed, plain                  *nftables.Chain
-	denied, private, noUDP, refused *nftables.Chain
+	allowed, plain, denied *nftables.Chain
+	// Where something that is refused is led to.
+	forDenied, forPrivate, forUDPToName, forEverythingElse *nftables.Chain
 }
 
 // byName tells whether domains count: if all the public internet is allowed,
@@ -220,7 +206,8 @@ type rules struct {
 func (r *rules) byName() bool { return len(r.AllowedDomains) > 0 && !r.Public() }
 
 func (r *rules) write() {
-	r.common()
+	r.refusals()
+	r.addresses()
 	r.prerouting()
 	r.forward()
 	r.input()
@@ -228,8 +215,8 @@ func (r *rules) write() {
 	r.postrouting()
 }
 
-// common makes the chains that the hooks lead to.
-func (r *rules) common() {
+// refusals makes the chains that log why something is refused, and refuse it.
+func (r *rules) refusals() {
 	refuse := r.regular("refuse")
 	r.rule(refuse, tcp, reset)
 	r.rule(refuse, prohibited)
@@ -239,14 +226,16 @@ func (r *rules) common() {
 		r.rule(c, gotoChain(refuse))
 		return c
 	}
-	r.denied, r.private = because(DeniedCIDR), because(DeniedPrivate)
-	r.noUDP, r.refused = because(DeniedUDP), because(DeniedPolicy)
+	r.forDenied, r.forPrivate = because(DeniedCIDR), because(DeniedPrivate)
+	r.forUDPToName, r.forEverythingElse = because(DeniedUDP), because(DeniedPolicy)
+}
 
-	r.plain = r.regular("plain")
-	r.rule(r.plain, r.tcpOrUDP(), accept)
-	r.rule(r.plain, ipv4, echoRequest, accept)
-	r.allowed = r.regular("allowed")
+// addresses makes the chains that look for addresses of the policy.
+func (r *rules) addresses() {
+	r.plain, r.allowed = r.regular("plain"), r.regular("allowed")
 	r.allow(r.allowed, r.plain, r.AllowedCIDRs)
+	r.denied = r.regular("denied")
+	r.deny(r.denied, r.DeniedCIDRs, gotoChain(r.forDenied))
 }
 
 // prerouting leads to the gate what it answers. What an allowed CIDR names
@@ -256,10 +245,10 @@ func (r *rules) prerouting() {
 	c := r.hook("prerouting", nftables.ChainTypeNAT, nftables.ChainHookPrerouting, nftables.ChainPriorityNATDest, policyAccept)
 	r.rule(c, notIifname(r.Tap), accept)
 	r.rule(c, jump(r.allowed))
-	r.rule(c, ipv4, r.tcpOrUDP(), dport(53, 53), redirectTo(r.DNSPort))
+	r.forTCPAndUDP(c, ipv4, join(dport(53, 53), redirectTo(r.DNSPort)))
 	if r.byName() {
 		r.deny(c, r.DeniedCIDRs, accept)
-		r.rule(c, daddrIn(r.resolved), tcp, redirectTo(r.ProxyPort))
+		r.rule(c, daddrInSet(r.resolved), tcp, redirectTo(r.ProxyPort))
 	}
 }
 
@@ -272,17 +261,17 @@ func (r *rules) forward() {
 	r.rule(c, established, accept)
 	r.rule(c, iifname(r.Tap), oifname(r.Uplink), gotoChain(guest))
 
-	r.deny(guest, r.DeniedCIDRs, gotoChain(r.denied))
+	r.rule(guest, jump(r.denied))
 	r.rule(guest, jump(r.allowed))
-	r.rule(guest, r.daddrIn(append([]netip.Prefix{r.Pool}, never...)), gotoChain(r.private))
+	r.rule(guest, daddrInSet(r.private), gotoChain(r.forPrivate))
 	if r.Public() {
 		r.rule(guest, jump(r.plain))
 	}
 	if r.byName() {
-		r.rule(guest, daddrIn(r.resolved), echoRequest, accept)
-		r.rule(guest, daddrIn(r.resolved), udp, gotoChain(r.noUDP))
+		r.rule(guest, daddrInSet(r.resolved), echoRequest, accept)
+		r.rule(guest, daddrInSet(r.resolved), udp, gotoChain(r.forUDPToName))
 	}
-	r.rule(guest, gotoChain(r.refused))
+	r.rule(guest, gotoChain(r.forEverythingElse))
 }
 
 // input lets the guest reach the gate, and nobody else anything.
@@ -291,13 +280,13 @@ func (r *rules) input() {
 	r.rule(c, notIPv4, drop)
 	r.rule(c, invalid, drop)
 	r.rule(c, established, accept)
-	gateway := join(iifname(r.Tap), daddrIs(r.Gateway))
-	r.rule(c, gateway, r.tcpOrUDP(), dport(r.DNSPort, r.DNSPort), accept)
+	gateway := join(iifname(r.Tap), daddrIn(netip.PrefixFrom(r.Gateway, 32)))
+	r.forTCPAndUDP(c, gateway, join(dport(r.DNSPort, r.DNSPort), accept))
 	if r.byName() {
 		r.rule(c, gateway, redirected, tcp, dport(r.ProxyPort, r.ProxyPort), accept)
 	}
 	r.rule(c, gateway, echoRequest, accept)
-	r.rule(c, iifname(r.Tap), gotoChain(r.refused))
+	r.rule(c, iifname(r.Tap), gotoChain(r.forEverythingElse))
 }
 
 // output is the gate's way to the guest, and to the addresses of domains.
@@ -305,14 +294,14 @@ func (r *rules) output() {
 	c := r.hook("output", nftables.ChainTypeFilter, nftables.ChainHookOutput, nftables.ChainPriorityFilter, policyDrop)
 	r.rule(c, notIPv4, drop)
 	r.rule(c, established, accept)
-	r.rule(c, oifname(r.Tap), daddrIs(r.Guest), r.tcpOrUDP(), accept)
+	r.forTCPAndUDP(c, join(oifname(r.Tap), daddrIn(netip.PrefixFrom(r.Guest, 32))), accept)
 	proxy := r.regular("proxy")
 	if r.byName() {
 		r.rule(c, oifname(r.Uplink), tcp, gotoChain(proxy))
-		r.deny(proxy, r.DeniedCIDRs, gotoChain(r.denied))
-		r.rule(proxy, r.daddrIn(append([]netip.Prefix{r.Pool}, never...)), gotoChain(r.private))
-		r.rule(proxy, daddrIn(r.resolved), accept)
-		r.rule(proxy, gotoChain(r.refused))
+		r.rule(proxy, jump(r.denied))
+		r.rule(proxy, daddrInSet(r.private), gotoChain(r.forPrivate))
+		r.rule(proxy, daddrInSet(r.resolved), accept)
+		r.rule(proxy, gotoChain(r.forEverythingElse))
 	}
 }
 
@@ -320,22 +309,4 @@ func (r *rules) output() {
 func (r *rules) postrouting() {
 	c := r.hook("postrouting", nftables.ChainTypeNAT, nftables.ChainHookPostrouting, nftables.ChainPriorityNATSource, policyAccept)
 	r.rule(c, oifname(r.Uplink), masquerade)
-}
-
-// hook is a chain that packets come to.
-func (w *writer) hook(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority *nftables.ChainPriority, policy *nftables.ChainPolicy) *nftables.Chain {
-	return w.chain(nftables.Chain{Name: name, Type: kind, Hooknum: hook, Priority: priority, Policy: policy})
-}
-
-// tcpOrUDP is meta l4proto { tcp, udp }.
-func (w *writer) tcpOrUDP() part {
-	w.sets++
-	set := &nftables.Set{
-		Table: w.table, ID: w.sets, Name: "__set%d", Anonymous: true, Constant: true, KeyType: nftables.TypeInetProto,
-	}
-	err := w.conn.AddSet(set, []nftables.SetElement{{Key: []byte{unix.IPPROTO_TCP}}, {Key: []byte{unix.IPPROTO_UDP}}})
-	if err != nil && w.err == nil {
-		w.err = err
-	}
-	return part{&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: reg}, lookup(set)}
 }

@@ -3,12 +3,12 @@
 // keeps sandboxes from the host and from each other. Each change is one
 // transaction.
 //
-// There is no text form of rules here; testdata has what nft(8) makes of them.
+// There is no text form of rules here; the testdata of package network has what
+// nft(8) makes of them.
 package firewall
 
 import (
 	"fmt"
-	"net/netip"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -40,8 +40,6 @@ func connect() (*nftables.Conn, error) {
 type writer struct {
 	conn  *nftables.Conn
 	table *nftables.Table
-	sets  uint32 // how many sets the transaction has made
-	err   error
 }
 
 // rule adds a rule to the end of a chain.
@@ -60,26 +58,13 @@ func (w *writer) chain(c nftables.Chain) *nftables.Chain {
 // regular is a chain that others lead to.
 func (w *writer) regular(name string) *nftables.Chain { return w.chain(nftables.Chain{Name: name}) }
 
-// daddrIn is ip daddr { ... }.
-func (w *writer) daddrIn(prefixes []netip.Prefix) part {
-	w.sets++
-	set := &nftables.Set{
-		Table: w.table, ID: w.sets, Name: "__set%d", Anonymous: true, Constant: true, Interval: true,
-		KeyType: nftables.TypeIPAddr,
-	}
-	if err := w.conn.AddSet(set, elements(merge(prefixes))); err != nil && w.err == nil {
-		w.err = err
-	}
-	return daddrIn(set)
+// hook is a chain that packets come to.
+func (w *writer) hook(name string, kind nftables.ChainType, hook *nftables.ChainHook, priority *nftables.ChainPriority, policy *nftables.ChainPolicy) *nftables.Chain {
+	return w.chain(nftables.Chain{Name: name, Type: kind, Hooknum: hook, Priority: priority, Policy: policy})
 }
 
 // commit makes all changes, or none.
-func (w *writer) commit() error {
-	if w.err != nil {
-		return w.err
-	}
-	return w.conn.Flush()
-}
+func (w *writer) commit() error { return w.conn.Flush() }
 
 var (
 	policyDrop   = new(nftables.ChainPolicyDrop)
