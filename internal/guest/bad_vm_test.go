@@ -10,6 +10,7 @@ import (
 
 	"github.com/u-root/u-root/pkg/cpio"
 
+	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/kernel"
 	"github.com/vmsan/vmsan/internal/setup"
 	"github.com/vmsan/vmsan/internal/testenv"
@@ -22,12 +23,11 @@ func TestGuestsThatDoNotComeUp(t *testing.T) {
 		"silent":   "the guest did not say ready within 15s",
 		"gone":     "the guest ended before it said ready",
 		"babbling": "the guest did not say ready within 15s",
-		"liar":     "configure guest",
 	} {
 		t.Run(mode, func(t *testing.T) {
 			vmsan := testenv.RequireVmsan(t)
 			replaceInit(t, vmsan, buildBadGuest(t, mode))
-			stdout, stderr, err := vmsan.Try("create", "--no-setup", "--boot-timeout", "15s")
+			stdout, stderr, err := vmsan.Try("create", "--cold", "--no-setup", "--boot-timeout", "15s")
 			if err == nil {
 				t.Fatalf("it came up as %s", stdout)
 			}
@@ -41,6 +41,21 @@ func TestGuestsThatDoNotComeUp(t *testing.T) {
 			}
 		})
 	}
+}
+
+// One that says it is there and then talks nonsense is there, but of no use,
+// and goes when it is told to.
+func TestGuestThatLies(t *testing.T) {
+	vmsan := testenv.RequireVmsan(t)
+	replaceInit(t, vmsan, buildBadGuest(t, "liar"))
+	id := vmsan.Create(t, "--cold", "--boot-timeout", "30s")
+	for range 2 {
+		failure := vmsan.Fail(t, "exec", id, "true")
+		if failure.Code != api.ErrGuestLink && failure.Code != api.ErrGuest {
+			t.Errorf("a command in it: %+v", failure)
+		}
+	}
+	vmsan.Run(t, "stop", "--timeout", "1s", id)
 }
 
 func buildBadGuest(t *testing.T, mode string) []byte {

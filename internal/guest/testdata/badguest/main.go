@@ -78,6 +78,18 @@ func ports() []*os.File {
 	return open
 }
 
+// patient reads on when a port reads as ended: the host is not there yet.
+type patient struct{ *os.File }
+
+func (p patient) Read(b []byte) (int, error) {
+	for {
+		if n, _ := p.File.Read(b); n > 0 {
+			return n, nil
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
 func babble(port *os.File) {
 	random, err := os.Open("/dev/urandom")
 	if err != nil {
@@ -88,17 +100,17 @@ func babble(port *os.File) {
 	}
 }
 
-// lie reads {"reset":"NONCE"} from the control port.
+// lie reads "reset NONCE" from the control port, among other lines.
 func lie(ports []*os.File) {
-	line := ""
-	for !strings.Contains(line, "\n") {
-		buf := make([]byte, 4096)
-		n, _ := ports[0].Read(buf)
-		line += string(buf[:n])
-	}
-	fields := strings.Split(line, `"`)
+	lines := bufio.NewScanner(patient{ports[0]})
+	lines.Buffer(nil, 1<<20)
 	nonce := make([]byte, 32)
-	fmt.Sscanf(fields[len(fields)-2], "%x", &nonce)
+	for lines.Scan() {
+		if digits, ok := strings.CutPrefix(lines.Text(), "reset "); ok {
+			fmt.Sscanf(digits, "%x", &nonce)
+			break
+		}
+	}
 	ports[1].Write(nonce)
 	babble(ports[1])
 }
