@@ -161,7 +161,7 @@ func TestMonitorDeathAtBoot(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
 	for name, s := range map[string]unix.Signal{"killed": unix.SIGKILL, "told to stop": unix.SIGTERM} {
 		failed := make(chan api.Error, 1)
-		go func() { failed <- vmsan.Fail(t, "create", "--no-setup") }()
+		go func() { failed <- vmsan.Fail(t, "create", "--no-setup", "--cold") }()
 		var id string
 		eventually(t, "the VMM has started", func() bool {
 			found, _ := filepath.Glob("/sys/fs/cgroup/*/vmsan-vm*-gate")
@@ -265,7 +265,7 @@ func checkFailedCreate(t *testing.T, vmsan testenv.Vmsan, failure api.Error, cod
 func TestGuestWithoutInitramfs(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
 	breakKernel(t, vmsan.Layout, map[string]string{"initramfs": "this is no archive"})
-	failure := vmsan.Fail(t, "create", "--no-setup")
+	failure := vmsan.Fail(t, "create", "--no-setup", "--cold")
 	checkFailedCreate(t, vmsan, failure, api.ErrVMBoot, "the guest ended before it said ready: the guest shut down or its kernel panicked")
 	if !slices.ContainsFunc(failure.Console, func(line string) bool { return strings.Contains(line, "Kernel panic") }) {
 		t.Errorf("the console does not tell of the panic: %q", failure.Console)
@@ -275,7 +275,7 @@ func TestGuestWithoutInitramfs(t *testing.T) {
 func TestKernelThatIsNone(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
 	breakKernel(t, vmsan.Layout, map[string]string{"vmlinux": strings.Repeat("no kernel ", 1000)})
-	failure := vmsan.Fail(t, "create", "--no-setup", "--boot-timeout", "10s")
+	failure := vmsan.Fail(t, "create", "--no-setup", "--cold", "--boot-timeout", "10s")
 	if failure.Code != api.ErrVMBoot && failure.Code != api.ErrTimeoutAgent {
 		t.Errorf("got %+v", failure)
 	}
@@ -286,7 +286,7 @@ func TestGuestThatIsTooSlow(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
 	// No second is enough for one that has to be emulated, and without a
 	// kernel that says so it would wait for ever.
-	failure := vmsan.Fail(t, "create", "--no-setup", "--boot-timeout", "1s", "--memory", "1g", "--vcpus", "4")
+	failure := vmsan.Fail(t, "create", "--no-setup", "--cold", "--boot-timeout", "1s", "--memory", "1g", "--vcpus", "4")
 	checkFailedCreate(t, vmsan, failure, api.ErrTimeoutAgent, "the guest did not say ready within 1s")
 	if failure.Hint == "" {
 		t.Error("there is no hint")
@@ -308,7 +308,7 @@ func pathOnly(t *testing.T, programs map[string]string) {
 func TestQEMUMissing(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
 	pathOnly(t, nil)
-	failure := vmsan.Fail(t, "create", "--no-setup")
+	failure := vmsan.Fail(t, "create", "--no-setup", "--cold")
 	checkFailedCreate(t, vmsan, failure, api.ErrSetupMissingBinary, "qemu-system-")
 	if !strings.Contains(failure.Hint, "apt-get install") {
 		t.Errorf("the hint is %q", failure.Hint)
@@ -318,6 +318,6 @@ func TestQEMUMissing(t *testing.T) {
 // A QEMU that dies at once is quoted. Its memory limit has it fail.
 func TestQEMUDiesAtOnce(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
-	failure := vmsan.Fail(t, "create", "--no-setup", "--memory", "1048576")
+	failure := vmsan.Fail(t, "create", "--no-setup", "--cold", "--memory", "1048576")
 	checkFailedCreate(t, vmsan, failure, api.ErrVMBoot, "start VMM: QEMU ended: exit status 1: ")
 }

@@ -29,7 +29,7 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (*store.Record, e
 	}
 	template := record.Saved
 	created, err := s.bring(ctx, record, o.First)
-	if err != nil && template != nil && o.Snapshot == "" && ctx.Err() == nil {
+	if err != nil && template != nil && o.Snapshot == "" && ctx.Err() == nil && api.AsError(err).Code != api.ErrInternal {
 		s.log.Warn("a template cannot be used; booting instead", "error", err)
 		s.dropTemplate(ctx, template.Snapshot)
 		again := o.record(record.Spec)
@@ -38,7 +38,7 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (*store.Record, e
 	if err != nil {
 		return nil, fmt.Errorf("create sandbox: %w", err)
 	}
-	if !o.Cold && template == nil {
+	if !o.Cold && !o.NoSeccomp && template == nil {
 		s.wantTemplate(record.Spec)
 	}
 	return created, nil
@@ -114,6 +114,8 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 		spec.Init = initPath
 	}
 	record := o.record(spec)
+	// Restoring needs a filter of system calls to hand the memory over.
+	o.Cold = o.Cold || o.NoSeccomp
 	if !o.Cold {
 		record.Saved = s.template(ctx, spec)
 	}
