@@ -18,6 +18,8 @@ PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs
 # libprotobuf-dev has the types that ours import; clones are tested on file
 # systems that share blocks.
 TESTPKGS := btrfs-progs xfsprogs nodejs npm iproute2 nftables procps protobuf-compiler libprotobuf-dev
+# The floor of networks is made of commands.
+BENCHPKGS := iptables iproute2 procps
 
 .PHONY: help
 help:
@@ -66,6 +68,7 @@ check:
 
 .PHONY: bench
 bench: runtime-deps setup
+	build/apt-install.sh $(BENCHPKGS)
 	$(GO) run ./bench -vmsan bin/vmsan -state $(STATE)
 
 .PHONY: soak

@@ -68,6 +68,11 @@ func (b *bench) all(ctx context.Context) error {
 			return err
 		}
 	}
+	if b.wants("network") && os.Geteuid() == 0 {
+		if err := b.network(ctx); err != nil {
+			return err
+		}
+	}
 	if b.wants("list") {
 		if err := b.list(ctx); err != nil {
 			return err
