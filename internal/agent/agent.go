@@ -11,6 +11,7 @@ import (
 	"net/http"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"syscall"
 
 	"connectrpc.com/connect"
@@ -106,6 +107,8 @@ type Agent struct {
 	watchers watchers
 	cpu      cpuMeter
 	contract func() http.Handler // what both doors serve; made once
+	frozen   atomic.Bool         // the disk takes no writes, since Freeze
+	unseen   atomic.Bool         // nobody can see what is done: see awakening
 	// attending counts processes not yet seen to their end.
 	attending sync.WaitGroup
 

@@ -92,6 +92,9 @@ func (a *Agent) identify(id link.Identity) error {
 	if id.Restored {
 		steps = a.awakening(steps)
 	}
+	if id.Pattern {
+		steps = append(steps, step{"settle", a.settle})
+	}
 	var failed []error
 	for _, step := range steps {
 		if err := step.do(); err != nil {
@@ -203,6 +206,10 @@ func (a *Agent) setBootID(id string) error {
 	if err := a.writeSystem("run/vmsan/boot_id", id+"\n", 0o444); err != nil {
 		return err
 	}
+	if a.unseen.Load() && bootID() == id {
+		// It was covered before this guest was copied, and the cover was written to.
+		return nil
+	}
 	return a.config.Kernel.Cover(a.system("run/vmsan/boot_id"), bootIDFile)
 }
 
@@ -279,6 +286,9 @@ func (a *Agent) system(path string) string {
 // disk: the host says it all again after the next boot.
 func (a *Agent) writeSystem(path, text string, mode fs.FileMode) error {
 	path = a.system(path)
+	if a.unseen.Load() && overwrite(path, text, mode) == nil {
+		return nil
+	}
 	directory := filepath.Dir(path)
 	if err := os.MkdirAll(directory, 0o755); err != nil {
 		return err
@@ -309,6 +319,7 @@ func (s *hostService) Freeze(_ context.Context, request *connect.Request[guestv1
 	if err := s.agent.forest.hold(true); err != nil {
 		return nil, connect.NewError(connect.CodeInternal, fmt.Errorf("hold commands: %w", err))
 	}
+	s.agent.frozen.Store(true)
 	if err := s.onDisk("freeze", request.Msg.GetMount(), s.agent.config.Kernel.Freeze); err != nil {
 		s.agent.forest.hold(false)
 		return nil, err
@@ -320,6 +331,7 @@ func (s *hostService) Thaw(_ context.Context, request *connect.Request[guestv1.T
 	if err := s.onDisk("thaw", request.Msg.GetMount(), s.agent.config.Kernel.Thaw); err != nil {
 		return nil, err
 	}
+	s.agent.frozen.Store(false)
 	if err := s.agent.forest.hold(false); err != nil {
 		return nil, connect.NewError(connect.CodeInternal, fmt.Errorf("let commands go on: %w", err))
 	}

@@ -20,6 +20,10 @@ func (linux) SetNetwork(address netip.Prefix, gateway netip.Addr) error {
 		return fmt.Errorf("open socket: %w", err)
 	}
 	defer unix.Close(fd)
+	if hasAddress(fd, address.Addr()) {
+		// A copy of a guest that has been here before.
+		return nil
+	}
 	mask := netip.AddrFrom4(netmask(address.Bits()))
 	for _, set := range []struct {
 		what    string
@@ -54,6 +58,15 @@ func setAddress(fd int, request uint, address netip.Addr) error {
 		return err
 	}
 	return unix.IoctlIfreq(fd, request, r)
+}
+
+func hasAddress(fd int, wanted netip.Addr) bool {
+	r, err := unix.NewIfreq(device)
+	if err != nil || unix.IoctlIfreq(fd, unix.SIOCGIFADDR, r) != nil {
+		return false
+	}
+	ip, err := r.Inet4Addr()
+	return err == nil && netip.AddrFrom4([4]byte(ip)) == wanted
 }
 
 func linkUp(fd int, name string) error {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"math"
 	"os"
+	"runtime"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -154,6 +155,8 @@ func (a *Agent) attend(r *running, outputs []outputEnd, exited <-chan syscall.Wa
 	r.endedAt = time.Now()
 	a.table.end(r)
 	close(r.ended)
+	// Whoever waits for the end goes first: the kernel takes long to remove a cgroup.
+	runtime.Gosched()
 	r.closeInput()
 	r.tree.fell()
 }

@@ -30,6 +30,8 @@ type forest interface {
 	// hold makes all commands hold still, or lets them go on. Either may be called twice. It is for cgroups
 	// alone: processes found in /proc run on.
 	hold(still bool) error
+	// holds tells whether hold does.
+	holds() bool
 	// clear removes what is left, at the end of the agent.
 	clear()
 }
@@ -57,6 +59,8 @@ func newForest(directory string, signalLeader func(pid int, number syscall.Signa
 type cgroupForest struct {
 	directory string
 	next      atomic.Uint64
+
+	held atomic.Bool // since the last hold
 
 	mu    sync.Mutex
 	spare *cgroupTree              // made ahead, to keep mkdir off the way of a start
@@ -143,6 +147,20 @@ func (f *cgroupForest) sweep() {
 
 // hold returns when the kernel has stopped every process (cgroup-v2.rst, "cgroup.freeze").
 func (f *cgroupForest) hold(still bool) error {
+	if !still && !f.held.Load() {
+		return nil
+	}
+	f.held.Store(true)
+	if err := f.freeze(still); err != nil {
+		return err
+	}
+	f.held.Store(still)
+	return nil
+}
+
+func (f *cgroupForest) holds() bool { return true }
+
+func (f *cgroupForest) freeze(still bool) error {
 	state := "0"
 	if still {
 		state = "1"
@@ -296,6 +314,7 @@ type procForest struct {
 }
 
 func (f *procForest) hold(bool) error { return nil }
+func (f *procForest) holds() bool     { return false }
 
 func (f *procForest) name() string { return "proc" }
 func (f *procForest) sweep()       {}

@@ -27,6 +27,9 @@ type Identity struct {
 	// earlier time, and BootID is its new boot id, a UUID.
 	Restored bool   `json:"restored,omitempty"`
 	BootID   string `json:"boot_id,omitempty"`
+	// Pattern is told to a guest that is about to be copied before anybody
+	// uses it: what was put off, or will be done in every copy, it does now.
+	Pattern bool `json:"pattern,omitempty"`
 
 	// Time and Entropy are those of the moment in which it is told.
 	Time    time.Time `json:"-"`
@@ -58,6 +61,9 @@ func (id Identity) encode() (string, error) {
 	}
 	if id.Restored {
 		add("restored", "yes")
+	}
+	if id.Pattern {
+		add("pattern", "yes")
 	}
 	if id.Address.IsValid() {
 		add("address", id.Address.String())
@@ -119,6 +125,8 @@ func (id *Identity) set(name, value string) error {
 		id.BootID = value
 	case "restored":
 		id.Restored = true
+	case "pattern":
+		id.Pattern = true
 	case "address":
 		return id.Address.UnmarshalText([]byte(value))
 	case "gateway":

@@ -14,7 +14,7 @@ var testIdentity = Identity{
 	Hostname: "box", MachineID: strings.Repeat("0f", 16), User: "me:staff", Workdir: "/srv/a b",
 	Env:  map[string]string{"A": "", "B": "x=y\nz", "C": "\u00e4"},
 	Time: time.Unix(1700000000, 5), Entropy: []byte{0, 1, 255},
-	Restored: true, BootID: "01234567-89ab-cdef-0123-456789abcdef",
+	Restored: true, Pattern: true, BootID: "01234567-89ab-cdef-0123-456789abcdef",
 	Address: netip.MustParsePrefix("192.0.0.2/30"), Gateway: netip.MustParseAddr("192.0.0.1"),
 }
 

@@ -241,6 +241,11 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group) error {
 		NIC: m.nic(),
 		Log: m.vmmLog,
 	}
+	// For the agent, as the kernel passes on what it does not know: signals to
+	// threads that have run for 10 ms, by which Go's scheduler takes turns,
+	// are code that an emulated guest has to translate. It takes turns at
+	// calls of functions as well.
+	spec.Cmdline = append(spec.Cmdline, "GODEBUG=asyncpreemptoff=1")
 	if m.record.Ephemeral && !m.record.Internal {
 		spec.Cmdline = append(spec.Cmdline, "vmsan.ephemeral")
 	}
@@ -348,7 +353,12 @@ func (m *monitor) identity() link.Identity {
 	if r.Saved != nil {
 		id.Restored, id.BootID = true, newUUID()
 	}
-	if m.network != nil {
+	if r.Internal {
+		// Its copies' boot ids go where this one is, and their network is
+		// there already.
+		id.Pattern, id.BootID = true, newUUID()
+	}
+	if r.Spec.HasNIC() {
 		id.Address, id.Gateway = network.Guest, network.Gateway.Addr()
 	}
 	return id

@@ -102,8 +102,10 @@ func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer cont
 // saveRunning pauses the machine for as long as it takes. With to.Stop it
 // stays so.
 func (m *monitor) saveRunning(ctx context.Context, to control.SaveRequest, saved vmm.Saved) (answer control.SaveAnswer, err error) {
-	if err := m.freeze(ctx); err != nil {
-		return answer, err
+	if !m.record.Internal {
+		if err := m.freeze(ctx); err != nil {
+			return answer, err
+		}
 	}
 	began := time.Now()
 	err = m.vm.Pause(ctx)
@@ -119,6 +121,9 @@ func (m *monitor) saveRunning(ctx context.Context, to control.SaveRequest, saved
 	defer cancel()
 	err = errors.Join(err, m.vm.Resume(last))
 	answer.Paused = time.Since(began)
+	if m.record.Internal {
+		return answer, err
+	}
 	if _, thawErr := m.orderGate(last, gate.Order{Thaw: true}); thawErr != nil {
 		err = errors.Join(err, fmt.Errorf("let the guest go on: %w", thawErr))
 	}

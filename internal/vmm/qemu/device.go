@@ -180,12 +180,13 @@ func (d blankDisk) addTo(c *command) {
 	c.addDisk(d.disk)
 }
 
-// nic is a network device on a tap.
+// nic is a network device on a tap. A machine that goes on does not announce
+// itself: nobody but the host has seen it before.
 type nic struct{ vmm.NIC }
 
 func (n nic) addTo(c *command) {
 	c.add("-netdev", fmt.Sprintf("tap,id=net0,fd=%d", c.fd(n.Tap)))
-	c.add("-device", fmt.Sprintf("virtio-net-device,netdev=net0,mac=%s,bus=virtio-mmio-bus.%d", n.MAC, nicBus))
+	c.add("-device", fmt.Sprintf("virtio-net-device,netdev=net0,mac=%s,guest_announce=off,bus=virtio-mmio-bus.%d", n.MAC, nicBus))
 }
 
 // entropy feeds the guest's random number generator from the host's.

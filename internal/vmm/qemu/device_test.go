@@ -47,7 +47,7 @@ func TestPartsEmulated(t *testing.T) {
 -kernel /boot/vmlinux -initrd /boot/initramfs -append console=ttyS0 quiet panic=-1 reboot=t random.trust_cpu=on cryptomgr.notests initcall_blacklist=deadline_init tsc_early_khz=N tsc=reliable mitigations=off vmsan.init=/sbin/init
 -add-fd fd=7,set=7 -blockdev driver=raw,node-name=image,read-only=on,discard=unmap,file.driver=file,file.filename=/dev/fdset/7,file.locking=off -device virtio-blk-device,drive=image,bus=virtio-mmio-bus.7
 -add-fd fd=8,set=8 -blockdev driver=raw,node-name=overlay,read-only=off,discard=unmap,file.driver=file,file.filename=/dev/fdset/8,file.locking=off -device virtio-blk-device,drive=overlay,bus=virtio-mmio-bus.6
--netdev tap,id=net0,fd=9 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,bus=virtio-mmio-bus.2
+-netdev tap,id=net0,fd=9 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,guest_announce=off,bus=virtio-mmio-bus.2
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 `
 	compare(t, partsList(t, parts, testSpec()), want)
@@ -77,7 +77,7 @@ func TestPartsRestored(t *testing.T) {
 -S -incoming defer
 -add-fd fd=7,set=7 -blockdev driver=raw,node-name=image,read-only=on,discard=unmap,file.driver=file,file.filename=/dev/fdset/7,file.locking=off -device virtio-blk-device,drive=image,bus=virtio-mmio-bus.7
 -add-fd fd=8,set=8 -blockdev driver=raw,node-name=overlay,read-only=off,discard=unmap,file.driver=file,file.filename=/dev/fdset/8,file.locking=off -device virtio-blk-device,drive=overlay,bus=virtio-mmio-bus.6
--netdev tap,id=net0,fd=9 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,bus=virtio-mmio-bus.2
+-netdev tap,id=net0,fd=9 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,guest_announce=off,bus=virtio-mmio-bus.2
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 `
 	compare(t, partsList(t, restoredParts, testSpec()), want)
@@ -94,7 +94,7 @@ func TestPartsSealer(t *testing.T) {
 -S -incoming defer
 -blockdev driver=null-co,node-name=image,read-only=on,discard=unmap -device virtio-blk-device,drive=image,bus=virtio-mmio-bus.7
 -blockdev driver=null-co,node-name=overlay,read-only=off,discard=unmap -device virtio-blk-device,drive=overlay,bus=virtio-mmio-bus.6
--netdev tap,id=net0,fd=7 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,bus=virtio-mmio-bus.2
+-netdev tap,id=net0,fd=7 -device virtio-net-device,netdev=net0,mac=02:00:00:00:00:01,guest_announce=off,bus=virtio-mmio-bus.2
 -sandbox on,obsolete=deny,elevateprivileges=deny,spawn=deny,resourcecontrol=deny
 `
 	compare(t, partsList(t, sealerParts, testSpec()), want)
