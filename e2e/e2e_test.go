@@ -36,6 +36,7 @@ func TestScripts(t *testing.T) {
 					env.Setenv("VMSAN_DIR", h.layout.Dir)
 					env.Setenv("VMSAN_RUN", h.layout.Run)
 					env.Setenv("FRESH", fresh)
+					env.Setenv("VMSAN_TEMPLATES", os.Getenv("VMSAN_TEMPLATES"))
 					env.Setenv("NL", "\n") // scripts are read by the line
 					// Where vmsan keeps what it makes, if ever it looks there.
 					env.Setenv("HOME", env.WorkDir)

@@ -30,7 +30,7 @@ func TestWithoutRoot(t *testing.T) {
 	run := func(args ...string) string {
 		t.Helper()
 		cmd := exec.CommandContext(t.Context(), dir+"/vmsan", args...)
-		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "VMSAN_DIR=" + dir + "/state", "XDG_RUNTIME_DIR=" + dir + "/run"}
+		cmd.Env = []string{"PATH=" + os.Getenv("PATH"), "VMSAN_DIR=" + dir + "/state", "XDG_RUNTIME_DIR=" + dir + "/run", "VMSAN_TEMPLATES=off"}
 		cmd.Dir = "/"
 		cmd.SysProcAttr = &syscall.SysProcAttr{Credential: &syscall.Credential{Uid: user, Gid: user}}
 		var stderr strings.Builder

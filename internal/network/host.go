@@ -3,8 +3,10 @@ package network
 import (
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
+	"slices"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -60,7 +62,7 @@ func (h *host) connect(id string, l lease, p policy.Policy) error {
 	if _, err := configure(h.links, device{name: name, address: l.host}); err != nil {
 		return err
 	}
-	return h.forwardReplies()
+	return h.forwardReplies(p)
 }
 
 // admit replaces what a sandbox may reach of the host.
@@ -68,14 +70,17 @@ func (h *host) admit(id string, p policy.Policy) error {
 	if len(p.AllowedCIDRs) == 0 {
 		return h.rules.Forget(linkName(id))
 	}
-	return h.rules.Admit(linkName(id), p)
+	if err := h.rules.Admit(linkName(id), p); err != nil {
+		return err
+	}
+	return h.forwardReplies(p)
 }
 
-// forwardReplies makes the device of the default route forward, if the host
+// forwardReplies makes the devices that a policy leads to forward, if the host
 // does not do so anyway, or else no reply would get to a sandbox; the firewall
-// keeps it from forwarding anything else. It is looked at afresh for each
+// keeps them from forwarding anything else. It is looked at afresh for each
 // sandbox, for routes and settings change.
-func (h *host) forwardReplies() error {
+func (h *host) forwardReplies(p policy.Policy) error {
 	all, err := h.links.forwards(netconfAll)
 	if err != nil {
 		return err
@@ -83,7 +88,7 @@ func (h *host) forwardReplies() error {
 	if all {
 		return h.rules.ForgetOpened()
 	}
-	for _, uplink := range h.links.uplinks() {
+	for _, uplink := range h.links.uplinks(p) {
 		on, err := h.links.forwards(uplink.Index)
 		if err != nil {
 			return err
@@ -106,16 +111,28 @@ func (h *host) forwardReplies() error {
 // so there is one in each.
 var far = []netip.Addr{netip.AddrFrom4([4]byte{1, 1, 1, 1}), netip.AddrFrom4([4]byte{198, 51, 100, 1})}
 
-// uplinks are the devices that lead to the internet, which is none on a host
-// without network.
-func (l *links) uplinks() (devices []*netlink.LinkAttrs) {
-	for _, a := range far {
+// uplinks are the devices that lead to the internet and to the ranges that p
+// allows, which are none on a host without network.
+func (l *links) uplinks(p policy.Policy) (devices []*netlink.LinkAttrs) {
+	addresses := slices.Clone(far)
+	for _, c := range p.AllowedCIDRs {
+		a := c.Prefix.Addr()
+		if c.Prefix.Bits() < 31 {
+			a = a.Next() // the first is the network's own
+		}
+		addresses = append(addresses, a)
+	}
+	for _, a := range addresses {
 		routes, err := l.RouteGet(a.AsSlice())
 		if err != nil || len(routes) == 0 {
 			continue
 		}
 		link, err := l.LinkByIndex(routes[0].LinkIndex)
-		if err == nil && (len(devices) == 0 || devices[0].Index != link.Attrs().Index) {
+		if err != nil || link.Attrs().Flags&net.FlagLoopback != 0 {
+			continue // the host's own addresses are reached without forwarding
+		}
+		known := func(d *netlink.LinkAttrs) bool { return d.Index == link.Attrs().Index }
+		if !slices.ContainsFunc(devices, known) {
 			devices = append(devices, link.Attrs())
 		}
 	}
@@ -133,7 +150,7 @@ func DefaultRoute() (string, error) {
 		return "", err
 	}
 	defer links.close()
-	if devices := links.uplinks(); len(devices) > 0 {
+	if devices := links.uplinks(policy.Policy{}); len(devices) > 0 {
 		return devices[0].Name, nil
 	}
 	return "", ErrNoRoute
