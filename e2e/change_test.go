@@ -336,3 +336,33 @@ func TestNoDefaultRoute(t *testing.T) {
 		t.Errorf("ip_forward is %q, %v", forward, err)
 	}
 }
+
+// Thirty-two sandboxes with networks come up at once: each has addresses of its
+// own, reaches what it may and nothing else, and leaves nothing (S2, L7).
+func TestThirtyTwoNetworks(t *testing.T) {
+	h := newHost(t)
+	const count = 32
+	var all errgroup.Group
+	all.SetLimit(count)
+	for i := range count {
+		all.Go(func() error {
+			name := fmt.Sprintf("n%d", i)
+			if _, err := h.vmsan("create", "--name", name, "--allowed-domain", "allowed.example"); err != nil {
+				return err
+			}
+			_, err := h.vmsan("exec", name, "sh", "-c",
+				"curl -sS -m 30 http://allowed.example/ && ! curl -sS -m 30 http://other.example/ && ! curl -sS -m 30 http://198.51.100.20/")
+			return err
+		})
+	}
+	if err := all.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	uplinks := map[string]bool{}
+	for i := range count {
+		uplinks[h.linksOf(fmt.Sprintf("n%d", i))[1]] = true
+	}
+	if len(uplinks) != count {
+		t.Errorf("%d sandboxes have %d addresses", count, len(uplinks))
+	}
+}
