@@ -71,6 +71,9 @@ func (s *hostService) Configure(_ context.Context, request *connect.Request[gues
 // that has just booted: over the control port it comes without all the code
 // of a call, which an emulated guest has to translate first.
 func (a *Agent) identify(id link.Identity) error {
+	if id.ClockOnly {
+		return a.config.Kernel.SetTime(id.Time)
+	}
 	request := &guestv1.ConfigureRequest{
 		Time: timestamppb.New(id.Time), Entropy: id.Entropy, Hostname: &id.Hostname, MachineId: &id.MachineID,
 		Environment: &guestv1.Environment{Variables: id.Env},

@@ -184,9 +184,10 @@ func (g *gate) carryOut(ctx context.Context, order Order) (report Report) {
 	case order.Freeze:
 		err = g.client.Freeze(ctx)
 	case order.Thaw:
-		err = g.client.Thaw(ctx)
+		// It stood still while it was copied, and so did its clock.
+		err = errors.Join(g.host.SetClock(ctx), g.client.Thaw(ctx))
 	case order.SetTime:
-		err = g.client.SetTime(ctx, time.Now())
+		err = g.host.SetClock(ctx)
 	default:
 		err = errors.New("unknown order")
 	}
@@ -218,6 +219,12 @@ func (g *gate) begin(ctx context.Context, b *Begin) (report Report, err error) {
 	}
 	if g.host, err = link.Connect(ctx, g.control, g.data, b.Identity); err != nil {
 		return report, err
+	}
+	if b.Identity != nil && b.Identity.Restored {
+		// What was said with its identity is as old as that took.
+		if err := g.host.SetClock(ctx); err != nil {
+			return report, err
+		}
 	}
 	g.client = guest.New(g.host.Dial)
 	close(g.linked)

@@ -11,10 +11,8 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"time"
 
 	"connectrpc.com/connect"
-	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/guest/proto/filesystem/filesystemconnect"
@@ -86,20 +84,6 @@ func (c *Client) Health(ctx context.Context) error {
 	response.Body.Close()
 	if response.StatusCode != http.StatusNoContent {
 		return api.Errorf(api.ErrGuest, "the guest's agent says %s", response.Status)
-	}
-	return nil
-}
-
-// SetTime sets the guest's clock.
-func (c *Client) SetTime(ctx context.Context, now time.Time) error {
-	response, err := c.host.Configure(ctx, connect.NewRequest(&guestv1.ConfigureRequest{Time: timestamppb.New(now)}))
-	if err != nil {
-		return callError("set the guest's clock", err)
-	}
-	for _, step := range response.Msg.GetSteps() {
-		if step.GetError() != "" {
-			return api.Errorf(api.ErrGuest, "set the guest's clock: %s", printable(step.GetError()))
-		}
 	}
 	return nil
 }

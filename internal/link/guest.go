@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -70,6 +71,8 @@ func (g *Guest) obey() {
 	readMessages(patient{g.control}, maxHostLine, func(m message) bool {
 		if m.verb == verbIdentity {
 			refused = !g.become(m.text)
+		} else if m.verb == verbTime {
+			g.setClock(m.text)
 		} else if n, ok := m.reset(); ok {
 			if !refused {
 				g.replace(n)
@@ -79,6 +82,15 @@ func (g *Guest) obey() {
 		return true
 	})
 	g.swap(nil).end()
+}
+
+// setClock sets the guest's clock, and says so.
+func (g *Guest) setClock(nanoseconds string) {
+	n, err := strconv.ParseInt(nanoseconds, 10, 64)
+	if err != nil || g.identify(Identity{ClockOnly: true, Time: time.Unix(0, n)}) != nil {
+		return // the host does not wait for long
+	}
+	writeMessage(g.control, verbTimed, "")
 }
 
 // become tells whether the guest could take its identity.

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"net"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -19,7 +20,9 @@ import (
 // Host is the host's end of a guest link. Its methods may be called from any
 // goroutine.
 type Host struct {
-	mux *mux
+	mux     *mux
+	control io.Writer
+	timed   <-chan struct{}
 }
 
 // Connect starts a fresh session over the two ports and returns when the
@@ -35,7 +38,8 @@ func Connect(ctx context.Context, control, data net.Conn, identity *Identity) (*
 		data.Close()
 	})
 	stop := context.AfterFunc(ctx, closePorts)
-	rest, err := greet(control, data, identity)
+	timed := make(chan struct{}, 1)
+	rest, err := greet(control, data, identity, timed)
 	if !stop() {
 		return nil, context.Cause(ctx)
 	}
@@ -46,11 +50,11 @@ func Connect(ctx context.Context, control, data net.Conn, identity *Identity) (*
 	m := newMux(io.MultiReader(bytes.NewReader(rest), data), data, closePorts, nil)
 	m.wait = 200 * time.Microsecond
 	go m.run()
-	return &Host{mux: m}, nil
+	return &Host{mux: m, control: control, timed: timed}, nil
 }
 
 // greet returns when the guest has answered, with what it has said since.
-func greet(control, data net.Conn, identity *Identity) (rest []byte, err error) {
+func greet(control, data net.Conn, identity *Identity, timed chan<- struct{}) (rest []byte, err error) {
 	if identity != nil {
 		if err := tell(control, *identity); err != nil {
 			return nil, fmt.Errorf("tell guest who it is: %w", err)
@@ -61,7 +65,7 @@ func greet(control, data net.Conn, identity *Identity) (rest []byte, err error) 
 		return nil, fmt.Errorf("ask guest for a session: %w", err)
 	}
 	failed := make(chan *FailedError, 1)
-	go watchControl(control, data, failed)
+	go watchControl(control, data, failed, timed)
 	rest, err = discardUntil(data, n)
 	select {
 	case reason := <-failed:
@@ -96,8 +100,14 @@ func waitError(err error) error {
 // watchControl reads the control port for as long as it lives and keeps
 // nothing of it, so that a talkative guest does not block. A guest that says
 // it failed ends the wait for it: the data port is closed.
-func watchControl(control io.Reader, data io.Closer, failed chan<- *FailedError) {
+func watchControl(control io.Reader, data io.Closer, failed chan<- *FailedError, timed chan<- struct{}) {
 	readMessages(control, maxGuestLine, func(m message) bool {
+		if m.verb == verbTimed {
+			select {
+			case timed <- struct{}{}:
+			default: // nobody asked
+			}
+		}
 		if m.verb != verbFailed {
 			return true
 		}
@@ -115,6 +125,37 @@ func printable(s string) string {
 		}
 		return '?'
 	}, s)
+}
+
+// A guest's clock is as right as its answer is quick: what is slower than
+// clockSlack is told again, some times, for the host may be busy.
+const (
+	clockSlack = 40 * time.Millisecond
+	clockTries = 10
+	clockWait  = 2 * time.Second
+)
+
+// SetClock sets the guest's clock to the host's. It is called by one goroutine
+// at a time. It is an error if the guest does not answer, and none if the host
+// is too busy for an answer within clockSlack.
+func (h *Host) SetClock(ctx context.Context) error {
+	for range clockTries {
+		began := time.Now()
+		if err := writeMessage(h.control, verbTime, strconv.FormatInt(began.UnixNano(), 10)); err != nil {
+			return fmt.Errorf("tell guest the time: %w", err)
+		}
+		select {
+		case <-h.timed:
+		case <-time.After(clockWait):
+			return errors.New("the guest does not set its clock")
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		}
+		if time.Since(began) < clockSlack {
+			return nil
+		}
+	}
+	return nil
 }
 
 // Dial opens a byte stream to the guest's agent.

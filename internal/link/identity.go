@@ -31,6 +31,8 @@ type Identity struct {
 	// uses it: what was put off, or will be done in every copy, it does now.
 	Pattern bool `json:"pattern,omitempty"`
 
+	// ClockOnly is set when nothing but Time is told.
+	ClockOnly bool `json:"-"`
 	// Time and Entropy are those of the moment in which it is told.
 	Time    time.Time `json:"-"`
 	Entropy []byte    `json:"-"`

@@ -90,3 +90,18 @@ func FuzzDecodeIdentity(f *testing.F) {
 		}
 	})
 }
+
+func TestSetClock(t *testing.T) {
+	got, host, err := told(t, &testIdentity, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	_ = got
+	before := time.Now()
+	if err := host.SetClock(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if took := time.Since(before); took > clockWait {
+		t.Errorf("it took %s", took)
+	}
+}

@@ -57,6 +57,10 @@ const (
 	verbReset = "reset"
 	// verbIdentity, from the host: this is who you are.
 	verbIdentity = "identity"
+	// verbTime, from the host: this is the time, in nanoseconds since 1970; the
+	// guest answers with verbTimed when its clock shows it.
+	verbTime  = "time"
+	verbTimed = "timed"
 	// verbFailed, from the guest: it cannot come up, and why.
 	verbFailed = "failed"
 )

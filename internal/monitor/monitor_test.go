@@ -206,7 +206,7 @@ func TestLife(t *testing.T) {
 		t.Errorf("got stages %s, want %s", got, want)
 	}
 	given := r.driver.(*fake.Driver).Started()
-	if want := "machine vm0123456789: 2 CPUs, 256 MiB, tcg\nkernel: \ndisk image: read-only\ndisk overlay: writable\n"; given[0] != want {
+	if want := "machine vm0123456789: 2 CPUs, 256 MiB, tcg\nkernel: GODEBUG=asyncpreemptoff=1\ndisk image: read-only\ndisk overlay: writable\n"; given[0] != want {
 		t.Errorf("the driver got\n%s, want\n%s", given[0], want)
 	}
 	told := r.vm.Identities()

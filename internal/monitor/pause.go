@@ -108,7 +108,9 @@ func (m *monitor) saveRunning(ctx context.Context, to control.SaveRequest, saved
 		}
 	}
 	began := time.Now()
-	err = m.vm.Pause(ctx)
+	if err = context.Cause(ctx); err == nil {
+		err = m.vm.Pause(context.WithoutCancel(ctx))
+	}
 	if err == nil {
 		answer, err = m.saveStanding(ctx, to, saved)
 	}
@@ -131,8 +133,10 @@ func (m *monitor) saveRunning(ctx context.Context, to control.SaveRequest, saved
 }
 
 // freeze has the guest hold still.
+// It is not given up when whoever wants to save goes: an order that is broken
+// off ends the gate.
 func (m *monitor) freeze(ctx context.Context) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, guestTime, errors.New("the guest does not answer"))
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), guestTime, errors.New("the guest does not answer"))
 	defer cancel()
 	if _, err := m.orderGate(ctx, gate.Order{Freeze: true}); err != nil {
 		return api.Errorf(api.ErrGuest, "have the guest hold still: %w", err).WithVM(m.id)

@@ -89,7 +89,7 @@ func (s *Service) seal(ctx context.Context, driver vmm.Driver, r *store.Record, 
 		return err
 	}
 	defer state.Close()
-	shut, release, err := s.helperJail("seal-", sealUID)
+	shut, release, err := helperJail(filepath.Dir(stream), "seal-", sealUID)
 	if err != nil {
 		return err
 	}
@@ -111,11 +111,10 @@ func (s *Service) machineSpec(r *store.Record, shut vmm.Jail) vmm.Spec {
 	return spec
 }
 
-// helperJail shuts in a VMM that is no sandbox's. release removes what it
-// made.
-func (s *Service) helperJail(prefix string, uid uint32) (shut vmm.Jail, release func() error, err error) {
-	dir, err := os.MkdirTemp(s.layout.Run, prefix)
-	if err != nil {
+// helperJail shuts in a VMM that is no sandbox's, on a directory made in dir.
+// release removes that.
+func helperJail(dir, prefix string, uid uint32) (shut vmm.Jail, release func() error, err error) {
+	if dir, err = os.MkdirTemp(dir, prefix); err != nil {
 		return shut, nil, err
 	}
 	release = func() error { return os.RemoveAll(dir) }

@@ -150,7 +150,7 @@ const probeUID = 1_599_999_999
 func (s *Service) probe(ctx context.Context, driver vmm.Driver, accel string, k kernel.Kernel) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, probeTime, fmt.Errorf("the guest did not answer within %s", probeTime))
 	defer cancel()
-	shut, release, err := s.helperJail("probe-", probeUID)
+	shut, release, err := helperJail(s.layout.Run, "probe-", probeUID)
 	if err != nil {
 		return err
 	}
