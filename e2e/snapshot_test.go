@@ -3,7 +3,6 @@ package e2e
 import (
 	"fmt"
 	"os"
-	"os/exec"
 	"strconv"
 	"strings"
 	"testing"
@@ -160,35 +159,4 @@ func TestCycles(t *testing.T) {
 		check(fmt.Sprintf("restore %d", i+1))
 		h.must("snapshot", "rm", id)
 	}
-}
-
-// Whoever is killed while a sandbox is saved: no half of a snapshot is ever
-// listed, the source runs or has stopped and says why, and the next setup
-// gives the space back.
-func TestKilledSaves(t *testing.T) {
-	h := newHost(t)
-	for i, after := range []time.Duration{20, 80, 150, 300, 500, 900} {
-		name := fmt.Sprintf("k%d", i)
-		h.must("create", "--name", name)
-		h.killAfter(after*time.Millisecond, "snapshot", "create", name)
-		for _, id := range strings.Fields(h.must("snapshot", "ls", "--quiet")) {
-			h.must("snapshot", "inspect", "--verify", id)
-			h.must("snapshot", "rm", id)
-		}
-		h.must("exec", "--resume", name, "true")
-	}
-	h.must("setup")
-}
-
-// killAfter starts the binary and kills it after a while, if it has not ended.
-func (h *host) killAfter(after time.Duration, args ...string) {
-	h.t.Helper()
-	cmd := exec.Command(h.binary, args...)
-	cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
-	if err := cmd.Start(); err != nil {
-		h.t.Fatal(err)
-	}
-	time.Sleep(after)
-	cmd.Process.Kill()
-	cmd.Wait() // how it ended is the point of the kill
 }
