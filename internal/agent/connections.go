@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
 	"strconv"
 	"strings"
 	"unsafe"
@@ -73,11 +72,11 @@ func (linux) ResetConnections() error {
 
 // onlyOurs tells whether a file of the kernel's counts no more sockets than the agent itself has, which listens on one.
 func onlyOurs(path, field string, ours int) bool {
-	text, err := os.ReadFile(path)
+	text, err := readPlain(path)
 	if err != nil {
 		return false
 	}
-	_, count, found := strings.Cut(string(text), field)
+	_, count, found := strings.Cut(text, field)
 	if !found {
 		return false
 	}

@@ -56,24 +56,36 @@ func (a *Agent) wake() error {
 
 // bootID is what programs of the guest see; "" without /proc.
 func bootID() string {
-	id, _ := os.ReadFile(bootIDFile)
-	return strings.TrimSpace(string(id))
+	id, _ := readPlain(bootIDFile)
+	return strings.TrimSpace(id)
+}
+
+// readPlain reads a small file of the kernel's at once. Package os would first have its poller look at it.
+func readPlain(path string) (string, error) {
+	fd, err := unix.Open(path, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(fd)
+	text := make([]byte, 1024)
+	n, err := unix.Read(fd, text)
+	return string(text[:max(n, 0)]), err
 }
 
 // tellRestored writes the file that tells of a restore.
 func (a *Agent) tellRestored() error {
-	id, err := os.ReadFile(bootIDFile)
+	id, err := readPlain(bootIDFile)
 	if err != nil {
 		return fmt.Errorf("read boot id: %w", err)
 	}
 	path := a.system(restoredFile)
-	if overwrite(path, string(id), 0o644) == nil {
+	if overwrite(path, id, 0o644) == nil {
 		return nil
 	}
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
 		return err
 	}
-	return os.WriteFile(path, id, 0o644)
+	return os.WriteFile(path, []byte(id), 0o644)
 }
 
 // overwrite writes a file that is there in place, unless there is something special about it.

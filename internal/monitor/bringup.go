@@ -66,11 +66,12 @@ func (m *monitor) steps(ctx context.Context, t *trace) error {
 	if m.network != nil {
 		t.done("network", "")
 	}
-	if err := m.startVMM(ctx, groups.vmm); err != nil {
-		return err
+	beside := m.gateBeside(groups.gate)
+	if err := m.startVMM(ctx, groups.vmm, beside.start); err != nil {
+		return errors.Join(err, beside.abandon())
 	}
 	t.done("vmm", m.how())
-	if err := m.startGate(groups.gate); err != nil {
+	if err := m.takeGate(beside); err != nil {
 		return m.unlessEnded(err)
 	}
 	t.done("gate", "")
@@ -212,7 +213,7 @@ func noCgroup(err error) error {
 		WithHint("vmsan create --no-cgroup runs it without limits on CPU, memory and processes")
 }
 
-func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group) error {
+func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group, linked func(vmm.Link)) error {
 	s := m.record.Spec
 	base, err := os.Open(image.Store{Layout: m.layout}.RootfsPath(s.Image))
 	if err != nil {
@@ -238,8 +239,9 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group) error {
 		Jail: vmm.Jail{
 			User: user(m.record.Host.UID), Root: m.layout.JailRoot(m.id), Cgroup: group, NoSeccomp: s.NoSeccomp,
 		},
-		NIC: m.nic(),
-		Log: m.vmmLog,
+		NIC:    m.nic(),
+		Linked: linked,
+		Log:    m.vmmLog,
 	}
 	// For the agent, as the kernel passes on what it does not know: signals to
 	// threads that have run for 10 ms, by which Go's scheduler takes turns,
@@ -259,15 +261,6 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group) error {
 		ctx, cancel := context.WithTimeout(context.Background(), quitTime)
 		defer cancel()
 		return m.vm.Stop(ctx)
-	})
-	link, err := m.vm.Link().Dup()
-	if err != nil {
-		return m.unlessEnded(fmt.Errorf("keep guest's link: %w", err))
-	}
-	m.link = link
-	m.undo.Add(func() error {
-		link.Close()
-		return nil
 	})
 	return nil
 }
@@ -318,13 +311,66 @@ func user(uid uint32) *jail.User {
 	return &jail.User{UID: uid, GID: uid}
 }
 
-func (m *monitor) startGate(group *cgroup.Group) error {
-	spec := gate.StartSpec{
-		ID: m.id, Listener: m.listener, Link: m.link, Console: m.console, Log: m.vmmLog,
+// gateBeside is the first gate, which starts while the VMM does.
+type gateBeside struct {
+	monitor *monitor
+	spec    gate.StartSpec
+	begun   bool
+	started chan error // when process and link are set
+	process *gateProcess
+	link    vmm.Link
+}
+
+func (m *monitor) gateBeside(group *cgroup.Group) *gateBeside {
+	return &gateBeside{monitor: m, started: make(chan error, 1), spec: gate.StartSpec{
+		ID: m.id, Listener: m.listener, Console: m.console, Log: m.vmmLog,
 		First: m.first, User: user(m.record.Host.GateUID), Root: m.layout.JailRoot(m.id), Cgroup: group,
 		Network: m.network.forGate(),
+	}}
+}
+
+// start is called by the driver.
+func (b *gateBeside) start(l vmm.Link) {
+	b.begun = true
+	var err error
+	if b.link, err = l.Dup(); err != nil {
+		b.started <- fmt.Errorf("keep guest's link: %w", err)
+		return
 	}
-	process, err := m.newGate(spec)
+	b.spec.Link = b.link
+	go func() {
+		var err error
+		b.process, err = b.monitor.newGate(b.spec)
+		b.started <- err
+	}()
+}
+
+// abandon ends a gate whose VMM did not start.
+func (b *gateBeside) abandon() error {
+	if !b.begun {
+		return nil
+	}
+	if <-b.started != nil {
+		b.link.Close()
+		return nil // the VMM's error counts
+	}
+	b.process.conn.Close()
+	err := b.process.Kill()
+	<-b.process.Done()
+	b.link.Close()
+	return err
+}
+
+func (m *monitor) takeGate(b *gateBeside) error {
+	if !b.begun {
+		b.start(m.vm.Link())
+	}
+	err := <-b.started
+	m.link = b.link
+	m.undo.Add(func() error {
+		b.link.Close()
+		return nil
+	})
 	if m.first != nil {
 		// It ends with the gate.
 		m.first.Close()
@@ -332,7 +378,7 @@ func (m *monitor) startGate(group *cgroup.Group) error {
 	if err != nil {
 		return err
 	}
-	m.gate = process
+	m.gate = b.process
 	m.undo.Add(func() error { return m.gate.stop() })
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"os"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/disk"
 	"github.com/vmsan/vmsan/internal/gate"
@@ -146,17 +148,22 @@ func (m *monitor) freeze(ctx context.Context) error {
 
 // saveStanding saves a machine that is paused.
 func (m *monitor) saveStanding(ctx context.Context, to control.SaveRequest, saved vmm.Saved) (answer control.SaveAnswer, err error) {
-	if err := m.vm.Save(ctx, saved); err != nil {
-		return answer, fmt.Errorf("save %s: %w", m.id, err)
-	}
-	if to.Overlay != "" {
-		method, err := disk.Clone(to.Overlay, m.layout.Overlay(m.id))
-		if err != nil {
-			return answer, err
+	var work errgroup.Group
+	work.Go(func() error {
+		if err := m.vm.Save(ctx, saved); err != nil {
+			return fmt.Errorf("save %s: %w", m.id, err)
 		}
-		answer.DiskMethod = string(method)
+		return nil
+	})
+	if to.Overlay != "" {
+		work.Go(func() error {
+			method, err := disk.Clone(to.Overlay, m.layout.Overlay(m.id))
+			answer.DiskMethod = string(method)
+			return err
+		})
 	}
-	return answer, nil
+	err = work.Wait()
+	return answer, err
 }
 
 // endSaved ends a machine that was saved, as it stands: it will go on from

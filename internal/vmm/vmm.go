@@ -44,6 +44,10 @@ type Spec struct {
 	NIC *NIC
 
 	Jail Jail
+	// Linked is called at most once, before the VMM is started, with what
+	// VM.Link will be, so that whoever talks to the guest can get ready
+	// meanwhile. It must not block, and duplicates what it keeps. Optional.
+	Linked func(Link)
 	// Log takes what the VMM prints. The driver does not close it. Optional.
 	Log *os.File
 }

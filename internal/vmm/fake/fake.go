@@ -135,6 +135,9 @@ func newMachine(spec vmm.Spec) (vm *Machine, theirs vmm.Link, err error) {
 			return nil, vmm.Link{}, err
 		}
 	}
+	if spec.Linked != nil {
+		spec.Linked(vm.link)
+	}
 	return vm, theirs, nil
 }
 

@@ -92,6 +92,9 @@ func start(ctx context.Context, b build) (*virtualMachine, error) {
 	if err != nil {
 		return nil, err
 	}
+	if b.spec.Linked != nil {
+		b.spec.Linked(vm.link)
+	}
 	vm.process, err = launch(path, b, theirs, vm.output.File())
 	theirs.close()
 	if err != nil {
