@@ -27,6 +27,7 @@ type bench struct {
 	rounds       int
 	only         string // one measurement's name, or all
 	floor        *floor
+	crowdTime    time.Duration // what the floor's crowd took
 	rows         []row
 }
 
