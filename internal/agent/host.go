@@ -322,6 +322,9 @@ func (s *hostService) Freeze(_ context.Context, request *connect.Request[guestv1
 	if err := s.agent.forest.hold(true); err != nil {
 		return nil, connect.NewError(connect.CodeInternal, fmt.Errorf("hold commands: %w", err))
 	}
+	if request.Msg.GetCommandsOnly() {
+		return connect.NewResponse(&guestv1.FreezeResponse{}), nil
+	}
 	s.agent.frozen.Store(true)
 	if err := s.onDisk("freeze", request.Msg.GetMount(), s.agent.config.Kernel.Freeze); err != nil {
 		s.agent.forest.hold(false)

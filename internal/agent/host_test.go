@@ -156,6 +156,10 @@ func TestDisk(t *testing.T) {
 	if _, err := g.control.Thaw(t.Context(), connect.NewRequest(&guestv1.ThawRequest{Mount: "/other"})); err != nil {
 		t.Error(err)
 	}
+	// A copy that goes with its memory is not frozen, and not thawed when it is woken.
+	if _, err := g.control.Freeze(t.Context(), connect.NewRequest(&guestv1.FreezeRequest{CommandsOnly: true})); err != nil {
+		t.Error(err)
+	}
 	response, err := g.control.Resize(t.Context(), connect.NewRequest(&guestv1.ResizeRequest{Device: "/dev/vdb"}))
 	if err != nil || response.Msg.GetBytes() != 1<<30 {
 		t.Errorf("got %v, error %v", response, err)

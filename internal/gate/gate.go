@@ -183,6 +183,8 @@ func (g *gate) carryOut(ctx context.Context, order Order) (report Report) {
 		err = g.client.PowerOff(ctx)
 	case order.Freeze:
 		err = g.client.Freeze(ctx)
+	case order.Hold:
+		err = g.client.Hold(ctx)
 	case order.Thaw:
 		// It stood still while it was copied, and so did its clock.
 		err = errors.Join(g.host.SetClock(ctx), g.client.Thaw(ctx))

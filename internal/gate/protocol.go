@@ -45,8 +45,9 @@ type Order struct {
 	// PowerOff asks the guest to shut down.
 	PowerOff bool `json:"power_off,omitempty"`
 	// Freeze has the guest's commands hold still and its disk take no writes,
-	// and Thaw lets them go on.
+	// Hold only the former, and Thaw lets them go on.
 	Freeze bool `json:"freeze,omitempty"`
+	Hold   bool `json:"hold,omitempty"`
 	Thaw   bool `json:"thaw,omitempty"`
 	// SetTime sets the guest's clock.
 	SetTime bool `json:"set_time,omitempty"`

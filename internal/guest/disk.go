@@ -15,7 +15,13 @@ func (c *Client) Freeze(ctx context.Context) error {
 	return callError("freeze disk", err)
 }
 
-// Thaw ends Freeze. It may be called twice.
+// Hold makes commands hold still as Freeze does, and lets the disk be.
+func (c *Client) Hold(ctx context.Context) error {
+	_, err := c.host.Freeze(ctx, connect.NewRequest(&guestv1.FreezeRequest{CommandsOnly: true}))
+	return callError("hold commands", err)
+}
+
+// Thaw ends Freeze and Hold. It may be called twice.
 func (c *Client) Thaw(ctx context.Context) error {
 	_, err := c.host.Thaw(ctx, connect.NewRequest(&guestv1.ThawRequest{}))
 	return callError("thaw disk", err)

@@ -80,7 +80,7 @@ func (m *monitor) orderGate(ctx context.Context, o gate.Order) (gate.Report, err
 }
 
 // Save implements control.Monitor. The guest's commands hold still and its
-// disk is frozen while the machine is paused, so that a copy of it wakes up
+// disk is frozen, unless it stays with the memory, while the machine is paused, so that a copy of it wakes up
 // when it has been told that it is one.
 func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer control.SaveAnswer, err error) {
 	saved, closeFiles, err := createSaved(to)
@@ -105,7 +105,7 @@ func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer cont
 // stays so.
 func (m *monitor) saveRunning(ctx context.Context, to control.SaveRequest, saved vmm.Saved) (answer control.SaveAnswer, err error) {
 	if !m.record.Internal {
-		if err := m.freeze(ctx); err != nil {
+		if err := m.freeze(ctx, to.Together); err != nil {
 			return answer, err
 		}
 	}
@@ -137,10 +137,10 @@ func (m *monitor) saveRunning(ctx context.Context, to control.SaveRequest, saved
 // freeze has the guest hold still.
 // It is not given up when whoever wants to save goes: an order that is broken
 // off ends the gate.
-func (m *monitor) freeze(ctx context.Context) error {
+func (m *monitor) freeze(ctx context.Context, commandsOnly bool) error {
 	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), guestTime, errors.New("the guest does not answer"))
 	defer cancel()
-	if _, err := m.orderGate(ctx, gate.Order{Freeze: true}); err != nil {
+	if _, err := m.orderGate(ctx, gate.Order{Freeze: !commandsOnly, Hold: commandsOnly}); err != nil {
 		return api.Errorf(api.ErrGuest, "have the guest hold still: %w", err).WithVM(m.id)
 	}
 	return nil

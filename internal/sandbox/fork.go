@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/snapshot"
 	"github.com/vmsan/vmsan/internal/store"
 )
@@ -42,7 +43,7 @@ func (s *Service) Fork(ctx context.Context, ref string, count int, prefix string
 	}
 	// The copies have mapped its memory by then.
 	defer draft.Close()
-	answer, err := s.saveInto(ctx, r, draft, false)
+	answer, err := s.saveInto(ctx, r, draft, control.SaveRequest{Together: true})
 	if err != nil {
 		return nil, 0, fmt.Errorf("fork %s: %w", r.ID, err)
 	}

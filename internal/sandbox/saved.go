@@ -33,9 +33,10 @@ const streamFile = "stream"
 const sealUID = probeUID - 1
 
 // saveInto saves the sandbox r into a draft: memory, state and a copy of its
-// disk. With stop it ends as it stands.
-func (s *Service) saveInto(ctx context.Context, r *store.Record, d *snapshot.Draft, stop bool) (control.SaveAnswer, error) {
-	to := control.SaveRequest{Overlay: d.Path(snapshot.OverlayFile), Stop: stop}
+// disk, as how says.
+func (s *Service) saveInto(ctx context.Context, r *store.Record, d *snapshot.Draft, how control.SaveRequest) (control.SaveAnswer, error) {
+	to := how
+	to.Overlay = d.Path(snapshot.OverlayFile)
 	return s.saveTo(ctx, r, to, d.Join(streamFile), vmmFiles{d.Path(snapshot.MemoryFile), d.Path(snapshot.StateFile)})
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/disk"
+	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/policy"
 	"github.com/vmsan/vmsan/internal/snapshot"
 	"github.com/vmsan/vmsan/internal/store"
@@ -90,7 +91,7 @@ func (s *Service) saveAs(ctx context.Context, all snapshot.Store, r *store.Recor
 		return m, 0, err
 	}
 	defer draft.Close()
-	answer, err := s.saveInto(ctx, r, draft, stop)
+	answer, err := s.saveInto(ctx, r, draft, control.SaveRequest{Stop: stop})
 	if err != nil {
 		return m, 0, err
 	}

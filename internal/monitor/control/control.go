@@ -53,6 +53,9 @@ type SaveRequest struct {
 	Memory string `json:"memory,omitempty"`
 	// Overlay is for a copy of the disk. Empty: none is made.
 	Overlay string `json:"overlay,omitempty"`
+	// Together says that nobody reads the disk without the memory, whose
+	// writes under way go with it: its file system need not be made whole.
+	Together bool `json:"together,omitempty"`
 	// Stop ends the machine once it is saved.
 	Stop bool `json:"stop,omitempty"`
 }

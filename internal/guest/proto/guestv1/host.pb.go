@@ -535,7 +535,9 @@ func (x *ConfigureResponse) GetSteps() []*ConfigureResponse_Step {
 type FreezeRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// A mount point. Empty: the one the agent was configured with.
-	Mount         string `protobuf:"bytes,1,opt,name=mount,proto3" json:"mount,omitempty"`
+	Mount string `protobuf:"bytes,1,opt,name=mount,proto3" json:"mount,omitempty"`
+	// Commands hold still, and the disk takes writes: for a copy of it that memory of the same moment goes with.
+	CommandsOnly  bool `protobuf:"varint,2,opt,name=commands_only,json=commandsOnly,proto3" json:"commands_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -575,6 +577,13 @@ func (x *FreezeRequest) GetMount() string {
 		return x.Mount
 	}
 	return ""
+}
+
+func (x *FreezeRequest) GetCommandsOnly() bool {
+	if x != nil {
+		return x.CommandsOnly
+	}
+	return false
 }
 
 type FreezeResponse struct {
@@ -987,9 +996,10 @@ const file_guestv1_host_proto_rawDesc = "" +
 	"\x04Step\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x14\n" +
 	"\x05error\x18\x02 \x01(\tR\x05error\x12\"\n" +
-	"\fmicroseconds\x18\x03 \x01(\x03R\fmicroseconds\"%\n" +
+	"\fmicroseconds\x18\x03 \x01(\x03R\fmicroseconds\"J\n" +
 	"\rFreezeRequest\x12\x14\n" +
-	"\x05mount\x18\x01 \x01(\tR\x05mount\"\x10\n" +
+	"\x05mount\x18\x01 \x01(\tR\x05mount\x12#\n" +
+	"\rcommands_only\x18\x02 \x01(\bR\fcommandsOnly\"\x10\n" +
 	"\x0eFreezeResponse\"#\n" +
 	"\vThawRequest\x12\x14\n" +
 	"\x05mount\x18\x01 \x01(\tR\x05mount\"\x0e\n" +
