@@ -400,6 +400,20 @@ func TestTreeSignal(t *testing.T) {
 	})
 }
 
+// A command that starts others as fast as it can, which outlive it: a signal to all of them reaches each.
+func TestTreeSignalWhileForking(t *testing.T) {
+	g := newGuest(t, func(c *Config) { c.CgroupDirectory = mountCgroups(t) })
+	for range 5 {
+		_, pid, _ := g.launch(t, shell("for i in $(seq 3000); do sleep 60 & done; wait"))
+		tree := g.agent.table.byPid(pid).tree.(*cgroupTree)
+		eventually(t, "the command to have begun", func() bool { all, _ := tree.pids(); return len(all) > 20 })
+		if err := tree.signal(syscall.SIGTERM); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "all of them to end", func() bool { all, _ := tree.pids(); return len(all) == 0 })
+	}
+}
+
 func TestKillOnDisconnect(t *testing.T) {
 	eachForest(t, func(t *testing.T, g *guest) {
 		pid, grandchild, cancel := family(t, g, func(r *process.StartRequest) { r.KillOnDisconnect = true })

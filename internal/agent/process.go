@@ -104,6 +104,7 @@ func (a *Agent) fork(r *running, files *ends) (<-chan syscall.WaitStatus, error)
 	if r.terminal != nil {
 		attr.Setctty = true // of descriptor 0
 	}
+	defer a.forest.begin()()
 	tree, err := a.forest.plant(attr)
 	if err != nil {
 		return nil, err

@@ -27,6 +27,10 @@ type forest interface {
 	sweep()
 	// name is "cgroup" or "proc".
 	name() string
+	// begin waits while commands hold still, and keeps them from being told to until done is called. A command
+	// is started between the two: a thread that starts one waits for its first program, and with it the only
+	// CPU's share of Go, which a process that is frozen before that never lets go of.
+	begin() (done func())
 	// hold makes all commands hold still, or lets them go on. Either may be called twice. It is for cgroups
 	// alone: processes found in /proc run on.
 	hold(still bool) error
@@ -60,7 +64,9 @@ type cgroupForest struct {
 	directory string
 	next      atomic.Uint64
 
-	held atomic.Bool // since the last hold
+	holding  sync.Mutex   // serializes hold
+	starting sync.RWMutex // read by who starts a command, written while they hold still
+	held     bool         // starting is written; guarded by holding
 
 	mu    sync.Mutex
 	spare *cgroupTree              // made ahead, to keep mkdir off the way of a start
@@ -145,54 +151,55 @@ func (f *cgroupForest) sweep() {
 	}
 }
 
-// hold returns when the kernel has stopped every process (cgroup-v2.rst, "cgroup.freeze").
+func (f *cgroupForest) begin() (done func()) {
+	f.starting.RLock()
+	return f.starting.RUnlock
+}
+
+// hold returns when the kernel has stopped every process (cgroup-v2.rst, "cgroup.freeze"). If it cannot, they
+// go on.
 func (f *cgroupForest) hold(still bool) error {
-	if !still && !f.held.Load() {
+	f.holding.Lock()
+	defer f.holding.Unlock()
+	switch {
+	case !still && !f.held:
 		return nil
+	case still && !f.held:
+		if err := f.keepStarts(); err != nil {
+			return err
+		}
 	}
-	f.held.Store(true)
-	if err := f.freeze(still); err != nil {
+	f.held = true
+	if !still {
+		return f.letGo()
+	}
+	if err := freeze(f.directory, true, holdTime); err != nil {
+		return errors.Join(err, f.letGo())
+	}
+	return nil
+}
+
+func (f *cgroupForest) letGo() error {
+	if err := freeze(f.directory, false, holdTime); err != nil {
 		return err
 	}
-	f.held.Store(still)
+	f.held = false
+	f.starting.Unlock()
+	return nil
+}
+
+// keepStarts waits for commands that are being started, which takes the kernel no time but where a program
+// comes from a file system that does not answer.
+func (f *cgroupForest) keepStarts() error {
+	for deadline := time.Now().Add(holdTime); !f.starting.TryLock(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			return errors.New("a command is still being started")
+		}
+	}
 	return nil
 }
 
 func (f *cgroupForest) holds() bool { return true }
-
-func (f *cgroupForest) freeze(still bool) error {
-	state := "0"
-	if still {
-		state = "1"
-	}
-	events, err := os.Open(filepath.Join(f.directory, "cgroup.events"))
-	if err != nil {
-		return err
-	}
-	defer events.Close()
-	if err := os.WriteFile(filepath.Join(f.directory, "cgroup.freeze"), []byte(state), 0); err != nil {
-		return err
-	}
-	for deadline := time.Now().Add(holdTime); ; {
-		text := make([]byte, 256)
-		n, err := events.ReadAt(text, 0)
-		if err != nil && !errors.Is(err, io.EOF) {
-			return err
-		}
-		if strings.Contains(string(text[:n]), "frozen "+state) {
-			return nil
-		}
-		left := time.Until(deadline)
-		if left <= 0 {
-			return errors.New("commands do not hold still")
-		}
-		// A change is told as an exception (cgroup-v2.rst, "cgroup.events").
-		poll := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}
-		if _, err := unix.Poll(poll, int(left.Milliseconds())+1); err != nil && err != unix.EINTR {
-			return err
-		}
-	}
-}
 
 // holdTime is how long commands may take to hold still: one that waits for a disk cannot at once.
 const holdTime = 5 * time.Second
@@ -224,22 +231,65 @@ func (t *cgroupTree) signal(number syscall.Signal) error {
 	if number == syscall.SIGKILL {
 		return t.kill()
 	}
+	// While they stand still none is forked that would be missed. One that waits for a disk cannot stand still, nor
+	// fork: it is no reason not to signal the others.
+	freeze(t.directory, true, time.Second)
 	pids, err := t.pids()
 	for _, pid := range pids {
 		if killErr := syscall.Kill(pid, number); killErr != nil && killErr != syscall.ESRCH {
 			err = errors.Join(err, fmt.Errorf("signal process %d: %w", pid, killErr))
 		}
 	}
-	return err
+	return errors.Join(err, unlessGone(freeze(t.directory, false, time.Second)))
 }
 
-// kill reaches cgroups below as well, and processes that are being forked.
-func (t *cgroupTree) kill() error {
-	err := os.WriteFile(filepath.Join(t.directory, "cgroup.kill"), []byte("1"), 0)
+// unlessGone is err, unless that is of a cgroup which was removed.
+func unlessGone(err error) error {
 	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ENODEV) {
 		return nil
 	}
 	return err
+}
+
+// freeze stops the processes of a cgroup and those below it, or lets them go on. It returns when it is done, after
+// limit at the latest.
+func freeze(cgroup string, still bool, limit time.Duration) error {
+	state := "0"
+	if still {
+		state = "1"
+	}
+	events, err := os.Open(filepath.Join(cgroup, "cgroup.events"))
+	if err != nil {
+		return err
+	}
+	defer events.Close()
+	if err := os.WriteFile(filepath.Join(cgroup, "cgroup.freeze"), []byte(state), 0); err != nil {
+		return err
+	}
+	for deadline := time.Now().Add(limit); ; {
+		text := make([]byte, 256)
+		n, err := events.ReadAt(text, 0)
+		if err != nil && !errors.Is(err, io.EOF) {
+			return err
+		}
+		if strings.Contains(string(text[:n]), "frozen "+state) {
+			return nil
+		}
+		left := time.Until(deadline)
+		if left <= 0 {
+			return errors.New("commands do not hold still")
+		}
+		// A change is told as an exception (cgroup-v2.rst, "cgroup.events").
+		poll := []unix.PollFd{{Fd: int32(events.Fd()), Events: unix.POLLPRI}}
+		if _, err := unix.Poll(poll, int(left.Milliseconds())+1); err != nil && err != unix.EINTR {
+			return err
+		}
+	}
+}
+
+// kill reaches cgroups below as well, and processes that are being forked.
+func (t *cgroupTree) kill() error {
+	return unlessGone(os.WriteFile(filepath.Join(t.directory, "cgroup.kill"), []byte("1"), 0))
 }
 
 // pids lists the processes of the cgroup and of those the command made below it.
@@ -313,6 +363,7 @@ type procForest struct {
 	signalLeader func(pid int, number syscall.Signal) error
 }
 
+func (f *procForest) begin() func()   { return func() {} }
 func (f *procForest) hold(bool) error { return nil }
 func (f *procForest) holds() bool     { return false }
 
