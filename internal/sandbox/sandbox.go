@@ -9,6 +9,7 @@ import (
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/image"
+	"github.com/vmsan/vmsan/internal/scratch"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/vmm"
 	"github.com/vmsan/vmsan/internal/vmm/qemu"
@@ -22,10 +23,14 @@ type Service struct {
 }
 
 // Open returns the service of the state directory that layout describes, and
-// makes the directory if need be.
+// makes the directory if need be. What killed commands left half made there is
+// removed.
 func Open(layout store.Layout, log *slog.Logger) (*Service, error) {
 	if err := layout.Init(); err != nil {
 		return nil, err
+	}
+	if _, err := scratch.Sweep(layout.Tmp()); err != nil {
+		log.Warn("clean up after commands that were killed", "error", err)
 	}
 	return &Service{layout: layout, log: log}, nil
 }

@@ -5,9 +5,9 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"path/filepath"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/scratch"
 )
 
 // Init makes the directories that every command needs.
@@ -61,38 +61,46 @@ func (l Layout) Allocate(ctx context.Context, r *Record, usable func(slot int) (
 	return lock, nil
 }
 
-// make makes the sandbox's directory with its record.
+// make makes the sandbox's directory with its record elsewhere, and then puts
+// it into its place: whoever is killed on the way leaves no half of one.
 func (l Layout) make(ctx context.Context, r *Record, x *index) (lock *Lock, err error) {
-	if r.ID, err = l.makeDirectory(); err != nil {
+	if r.ID, err = l.unusedID(); err != nil {
 		return nil, err
 	}
-	if lock, err = AcquireLock(ctx, l.SandboxLock(r.ID)); err == nil {
-		err = x.giveName(r.Name, r.ID)
+	dir, err := scratch.New(l.Tmp(), "sandbox")
+	if err != nil {
+		return nil, err
+	}
+	defer dir.Close()
+	draft := Layout{Dir: dir.Path, Run: l.Run}
+	if err := os.MkdirAll(draft.Sandbox(r.ID), 0o700); err != nil {
+		return nil, fmt.Errorf("make sandbox directory: %w", err)
+	}
+	if lock, err = AcquireLock(ctx, draft.SandboxLock(r.ID)); err != nil {
+		return nil, err
+	}
+	if err = x.giveName(r.Name, r.ID); err == nil {
+		err = draft.Save(r)
 	}
 	if err == nil {
-		err = l.Save(r)
+		err = os.Rename(draft.Sandbox(r.ID), l.Sandbox(r.ID))
 	}
 	if err != nil {
 		lock.Release()
-		return nil, errors.Join(err, os.RemoveAll(l.Sandbox(r.ID)))
+		return nil, err
 	}
 	return lock, nil
 }
 
-// makeDirectory makes the directory of a new id: mkdir(2) fails for one that
-// is taken.
-func (l Layout) makeDirectory() (string, error) {
+// unusedID returns an id that no sandbox has. The caller holds the lock of
+// allocation, so that none will have it soon.
+func (l Layout) unusedID() (string, error) {
 	for range 10 {
-		id := newID()
-		err := os.Mkdir(l.Sandbox(id), 0o700)
-		if err == nil {
+		if id := newID(); l.gone(id) {
 			return id, nil
 		}
-		if !os.IsExist(err) {
-			return "", fmt.Errorf("make sandbox directory: %w", err)
-		}
 	}
-	return "", fmt.Errorf("make sandbox directory: no free id found in %s", l.Sandboxes())
+	return "", fmt.Errorf("find an id for a sandbox: none that is free in %s", l.Sandboxes())
 }
 
 // checkName fails if a sandbox other than id has the name.
@@ -136,25 +144,23 @@ func (l Layout) Delete(id string) error {
 	if !ValidID(id) {
 		return notFound(id)
 	}
-	if err := os.MkdirAll(l.Tmp(), 0o700); err != nil {
-		return fmt.Errorf("delete sandbox %s: %w", id, err)
-	}
 	record, err := l.Load(id)
 	if err != nil && !api.HasCode(err, api.ErrVMRecord) && !api.HasCode(err, api.ErrVMNotFound) {
 		return err
 	}
-	grave, err := os.MkdirTemp(l.Tmp(), "removed-")
+	grave, err := scratch.New(l.Tmp(), "removed")
 	if err != nil {
 		return fmt.Errorf("delete sandbox %s: %w", id, err)
 	}
-	err = os.Rename(l.Sandbox(id), filepath.Join(grave, id))
+	defer grave.Close()
+	err = os.Rename(l.Sandbox(id), grave.Join(id))
 	if err != nil && !l.gone(id) {
 		return fmt.Errorf("delete sandbox %s: %w", id, err)
 	}
 	if err := os.RemoveAll(l.SandboxRun(id)); err != nil {
 		return fmt.Errorf("delete sockets of %s: %w", id, err)
 	}
-	if err := os.RemoveAll(grave); err != nil {
+	if err := grave.Close(); err != nil {
 		return fmt.Errorf("delete files of %s: %w", id, err)
 	}
 	return l.free(record)

@@ -88,6 +88,11 @@ func (l Layout) SetupRecord() string { return filepath.Join(l.Dir, "setup.json")
 // SetupLock is held by a running setup.
 func (l Layout) SetupLock() string { return filepath.Join(l.Dir, "setup.lock") }
 
+// Reclaimed names the files of a sandbox that gave its memory back.
+func (l Layout) Reclaimed(id string) Saved {
+	return Saved{Memory: filepath.Join(l.Sandbox(id), "memory"), State: filepath.Join(l.Sandbox(id), "state")}
+}
+
 // Tmp holds files being made, on the file system they will be renamed within.
 func (l Layout) Tmp() string { return filepath.Join(l.Dir, "tmp") }
 
