@@ -435,8 +435,12 @@ func (m *monitor) fail(ctx context.Context, err error) error {
 	failure.VM = m.id
 	failure.Console = consoleTail(m.layout.Console(m.id))
 	if saveErr := m.save(func(r *store.Record) {
-		// A machine that has run is not the one that was saved any more.
-		r.Status, r.Reason, r.Saved = api.StatusError, failure.Message, nil
+		if m.vm == nil && r.Saved != nil && *r.Saved == m.layout.Reclaimed(m.id) {
+			r.Status, r.Reason = api.StatusPaused, failure.Message
+		} else {
+			// A machine that has run is not the one that was saved any more.
+			r.Status, r.Reason, r.Saved = api.StatusError, failure.Message, nil
+		}
 		if undoErr == nil {
 			r.Host = store.Host{}
 		}

@@ -24,6 +24,8 @@ type gateProcess struct {
 	// by begin, which comes before all others.
 	turn  chan struct{}
 	lines *gate.Conn
+	// replaced is closed once there is another one in its place.
+	replaced chan struct{}
 }
 
 // newGate starts a gate, and answers what it asks for.
@@ -40,7 +42,10 @@ func (m *monitor) newGate(spec gate.StartSpec) (*gateProcess, error) {
 	if err != nil {
 		return nil, errors.Join(err, started.Kill())
 	}
-	g := &gateProcess{Process: started.Process, spec: spec, conn: conn, turn: make(chan struct{}, 1), lines: gate.NewConn(conn)}
+	g := &gateProcess{
+		Process: started.Process, spec: spec, conn: conn, turn: make(chan struct{}, 1), lines: gate.NewConn(conn),
+		replaced: make(chan struct{}),
+	}
 	g.turn <- struct{}{}
 	return g, nil
 }
@@ -208,8 +213,10 @@ func (m *monitor) replaceGate() {
 		return
 	}
 	m.mu.Lock()
+	dead := m.gate
 	m.gate = next
 	m.mu.Unlock()
+	close(dead.replaced)
 	if err := m.save(func(r *store.Record) { r.Host.Gate = store.ProcessOf(next.PID()) }); err != nil {
 		m.log.Error("write record", "error", err)
 	}

@@ -67,7 +67,10 @@ type monitor struct {
 	network         *sandboxNetwork // nil without one
 	bareTap         *os.File        // of a device without a network
 	policyTurn      sync.Mutex      // held while the policy changes
-	standing        sync.Mutex      // held while the machine is paused, resumed or saved
+
+	standing sync.Mutex   // held while the machine is paused, resumed or saved; guards the next two
+	frozen   bool         // the guest was asked to hold still, and not yet to go on
+	left     *store.Saved // where the machine goes on from once this has ended; nil: it boots
 
 	background sync.WaitGroup // conversations with gates
 
@@ -182,13 +185,8 @@ func (m *monitor) watch(ctx context.Context) string {
 // shutDown ends the guest in order, and by force after grace. Without grace
 // the guest is not asked.
 func (m *monitor) shutDown(grace time.Duration) {
-	if grace > 0 && m.status() == api.StatusPaused {
-		// A guest that stands still cannot shut down.
-		m.standing.Lock()
-		if err := m.vm.Resume(context.Background()); err != nil {
-			m.log.Error("resume for shutdown", "error", err)
-		}
-		m.standing.Unlock()
+	if grace > 0 {
+		m.wake()
 	}
 	if grace > 0 && m.askGuest(grace) {
 		return
@@ -204,6 +202,25 @@ func (m *monitor) shutDown(grace time.Duration) {
 	}
 	if err := m.vm.Stop(quit); err != nil {
 		m.log.Error("stop VMM", "error", err)
+	}
+}
+
+// wake lets a guest that is paused go on: one that stands still cannot shut
+// down.
+func (m *monitor) wake() {
+	m.standing.Lock()
+	defer m.standing.Unlock()
+	m.reviveGate()
+	ctx := context.Background()
+	var err error
+	if m.status() == api.StatusPaused {
+		err = m.vm.Resume(ctx)
+	}
+	if err == nil {
+		err = m.thaw(ctx)
+	}
+	if err != nil {
+		m.log.Error("wake guest for its shutdown", "error", err)
 	}
 }
 
@@ -280,10 +297,13 @@ func (m *monitor) end(reason string) error {
 	if err == nil && m.ephemeral() {
 		return m.layout.Delete(m.id)
 	}
+	m.standing.Lock()
+	defer m.standing.Unlock()
 	return errors.Join(err, m.save(func(r *store.Record) {
-		r.Status = api.StatusStopped
-		r.Reason = reason
-		r.StoppedAt = time.Now().UTC()
+		r.Status, r.Reason, r.StoppedAt = api.StatusStopped, reason, time.Now().UTC()
+		if m.left != nil {
+			r.Status, r.Reason, r.Saved = api.StatusPaused, "its memory is on the disk", m.left
+		}
 		if err != nil {
 			r.Status = api.StatusError
 			r.Reason = fmt.Sprintf("%s; clean up: %v", reason, err)

@@ -13,6 +13,7 @@ import (
 	"github.com/vmsan/vmsan/internal/disk"
 	"github.com/vmsan/vmsan/internal/gate"
 	"github.com/vmsan/vmsan/internal/monitor/control"
+	"github.com/vmsan/vmsan/internal/scratch"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/vmm"
 )
@@ -24,8 +25,8 @@ func (m *monitor) status() api.Status {
 	return m.record.Status
 }
 
-func (m *monitor) setStatus(s api.Status) error {
-	return m.save(func(r *store.Record) { r.Status = s })
+func (m *monitor) setStatus(s api.Status, reason string) error {
+	return m.save(func(r *store.Record) { r.Status, r.Reason = s, reason })
 }
 
 // Pause implements control.Monitor.
@@ -38,7 +39,7 @@ func (m *monitor) Pause(ctx context.Context) error {
 	if err := m.vm.Pause(ctx); err != nil {
 		return fmt.Errorf("pause %s: %w", m.id, err)
 	}
-	return m.setStatus(api.StatusPaused)
+	return m.setStatus(api.StatusPaused, "")
 }
 
 // Resume implements control.Monitor. The guest's clock stood still; it is told
@@ -46,42 +47,78 @@ func (m *monitor) Pause(ctx context.Context) error {
 func (m *monitor) Resume(ctx context.Context) error {
 	m.standing.Lock()
 	defer m.standing.Unlock()
-	return m.resume(ctx)
-}
-
-func (m *monitor) resume(ctx context.Context) error {
-	if m.status() != api.StatusPaused {
+	switch {
+	case m.status() != api.StatusPaused:
 		return nil
+	case m.left != nil:
+		return api.Errorf(api.ErrVMBusy, "VM %s is just giving its memory back", m.id).WithVM(m.id).WithHint("try again")
 	}
 	if err := m.vm.Resume(ctx); err != nil {
 		return fmt.Errorf("resume %s: %w", m.id, err)
 	}
-	if err := m.setStatus(api.StatusRunning); err != nil {
+	if err := m.setStatus(api.StatusRunning, ""); err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, guestTime, errors.New("the guest does not answer"))
-	defer cancel()
-	if _, err := m.orderGate(ctx, gate.Order{SetTime: true}); err != nil {
+	if err := m.tellGuest(ctx, gate.Order{SetTime: true}); err != nil {
 		return fmt.Errorf("set the guest's clock: %w", err)
 	}
-	return nil
+	return m.thaw(ctx)
 }
 
 // guestTime is how long a guest may take for what it is asked to do around a
 // pause.
 const guestTime = 20 * time.Second
 
-// orderGate gives the gate that there is just now an order.
-func (m *monitor) orderGate(ctx context.Context, o gate.Order) (gate.Report, error) {
-	m.mu.Lock()
-	g := m.gate
-	m.mu.Unlock()
-	return g.order(ctx, o)
+// tellGuest has the gate tell the guest something: the next gate, if this one
+// dies of it.
+func (m *monitor) tellGuest(ctx context.Context, o gate.Order) error {
+	ctx, cancel := context.WithTimeoutCause(ctx, guestTime, errors.New("the guest does not answer"))
+	defer cancel()
+	for {
+		m.mu.Lock()
+		g := m.gate
+		m.mu.Unlock()
+		report, err := g.order(ctx, o)
+		if err == nil || report.Error != "" || ctx.Err() != nil {
+			return err
+		}
+		// A conversation that broke ends its gate.
+		select {
+		case <-g.replaced:
+		case <-m.vm.Done():
+			return err
+		case <-ctx.Done():
+			return err
+		}
+	}
+}
+
+// freeze has the guest hold still: its commands, and its disk, unless
+// commandsOnly. It is not given up when whoever wants to save goes: an order
+// that is broken off ends the gate.
+func (m *monitor) freeze(ctx context.Context, commandsOnly bool) error {
+	m.frozen = true
+	if err := m.tellGuest(context.WithoutCancel(ctx), gate.Order{Freeze: !commandsOnly, Hold: commandsOnly}); err != nil {
+		return api.Errorf(api.ErrGuest, "have the guest hold still: %w", err).WithVM(m.id)
+	}
+	return nil
+}
+
+// thaw lets a guest that holds still go on, whoever still waits for it.
+func (m *monitor) thaw(ctx context.Context) error {
+	if !m.frozen {
+		return nil
+	}
+	if err := m.tellGuest(context.WithoutCancel(ctx), gate.Order{Thaw: true}); err != nil {
+		return fmt.Errorf("let the guest go on: %w", err)
+	}
+	m.frozen = false
+	return nil
 }
 
 // Save implements control.Monitor. The guest's commands hold still and its
-// disk is frozen, unless it stays with the memory, while the machine is paused, so that a copy of it wakes up
-// when it has been told that it is one.
+// disk is frozen, unless it stays with the memory, while the machine is saved,
+// so that a copy of it wakes up when it has been told that it is one.
 func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer control.SaveAnswer, err error) {
 	saved, closeFiles, err := createSaved(to)
 	if err != nil {
@@ -89,61 +126,41 @@ func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer cont
 	}
 	defer closeFiles()
 	m.standing.Lock()
-	if m.status() == api.StatusPaused {
-		answer, err = m.saveStanding(ctx, to, saved)
-	} else {
-		answer, err = m.saveRunning(ctx, to, saved)
-	}
-	m.standing.Unlock()
-	if err == nil && to.Stop {
-		return answer, m.endSaved(ctx)
-	}
-	return answer, err
-}
-
-// saveRunning pauses the machine for as long as it takes. With to.Stop it
-// stays so.
-func (m *monitor) saveRunning(ctx context.Context, to control.SaveRequest, saved vmm.Saved) (answer control.SaveAnswer, err error) {
-	if !m.record.Internal {
-		if err := m.freeze(ctx, to.Together); err != nil {
-			return answer, err
+	defer m.standing.Unlock()
+	paused := m.status() == api.StatusPaused
+	if paused {
+		// So that its commands can be told. Some VMMs also do not save a
+		// machine twice that has not moved.
+		if err := m.vm.Resume(ctx); err != nil {
+			return answer, fmt.Errorf("wake %s: %w", m.id, err)
 		}
 	}
+	if !m.record.Internal && !m.frozen {
+		// One that stays paused may be saved again, in another way.
+		err = m.freeze(ctx, to.Together && !paused)
+	}
 	began := time.Now()
-	if err = context.Cause(ctx); err == nil {
-		err = m.vm.Pause(context.WithoutCancel(ctx))
+	if err == nil || paused {
+		err = errors.Join(err, m.vm.Pause(context.WithoutCancel(ctx)))
+	}
+	if err == nil {
+		err = context.Cause(ctx)
 	}
 	if err == nil {
 		answer, err = m.saveStanding(ctx, to, saved)
 	}
-	if err == nil && to.Stop {
+	switch {
+	case paused:
+		// It holds still until it is resumed.
+		return answer, err
+	case err == nil && to.Stand:
 		answer.Paused = time.Since(began)
-		return answer, nil
+		return answer, m.setStatus(api.StatusPaused, "it was saved, and was to be stopped")
 	}
 	// Whatever became of it, and whoever still waits for it, the source goes on.
-	last, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), guestTime, errors.New("the guest does not answer"))
-	defer cancel()
-	err = errors.Join(err, m.vm.Resume(last))
+	err = errors.Join(err, m.vm.Resume(context.WithoutCancel(ctx)))
 	answer.Paused = time.Since(began)
-	if m.record.Internal {
-		return answer, err
-	}
-	if _, thawErr := m.orderGate(last, gate.Order{Thaw: true}); thawErr != nil {
-		err = errors.Join(err, fmt.Errorf("let the guest go on: %w", thawErr))
-	}
-	return answer, err
-}
-
-// freeze has the guest hold still.
-// It is not given up when whoever wants to save goes: an order that is broken
-// off ends the gate.
-func (m *monitor) freeze(ctx context.Context, commandsOnly bool) error {
-	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), guestTime, errors.New("the guest does not answer"))
-	defer cancel()
-	if _, err := m.orderGate(ctx, gate.Order{Freeze: !commandsOnly, Hold: commandsOnly}); err != nil {
-		return api.Errorf(api.ErrGuest, "have the guest hold still: %w", err).WithVM(m.id)
-	}
-	return nil
+	return answer, errors.Join(err, m.thaw(ctx))
 }
 
 // saveStanding saves a machine that is paused.
@@ -151,7 +168,7 @@ func (m *monitor) saveStanding(ctx context.Context, to control.SaveRequest, save
 	var work errgroup.Group
 	work.Go(func() error {
 		if err := m.vm.Save(ctx, saved); err != nil {
-			return fmt.Errorf("save %s: %w", m.id, err)
+			return scratch.Explain(fmt.Errorf("save %s: %w", m.id, err))
 		}
 		return nil
 	})
@@ -159,25 +176,31 @@ func (m *monitor) saveStanding(ctx context.Context, to control.SaveRequest, save
 		work.Go(func() error {
 			method, err := disk.Clone(to.Overlay, m.layout.Overlay(m.id))
 			answer.DiskMethod = string(method)
-			return err
+			return scratch.Explain(err)
 		})
 	}
 	err = work.Wait()
 	return answer, err
 }
 
-// endSaved ends a machine that was saved, as it stands: it will go on from
-// there.
-func (m *monitor) endSaved(ctx context.Context) error {
-	if err := m.vm.Stop(ctx); err != nil {
-		return fmt.Errorf("stop %s: %w", m.id, err)
+// Leave implements control.Monitor.
+func (m *monitor) Leave(ctx context.Context, memory, state string) error {
+	if err := m.leave(&store.Saved{Memory: memory, State: state}); err != nil {
+		return err
 	}
-	select {
-	case <-m.finished:
-		return m.outcome
-	case <-ctx.Done():
-		return context.Cause(ctx)
+	return m.Stop(ctx, 0)
+}
+
+// leave notes where the machine goes on from, if it has not moved since it
+// was saved.
+func (m *monitor) leave(left *store.Saved) error {
+	m.standing.Lock()
+	defer m.standing.Unlock()
+	if m.status() != api.StatusPaused || !m.frozen {
+		return api.Errorf(api.ErrVMBusy, "VM %s was resumed meanwhile", m.id).WithVM(m.id)
 	}
+	m.left = left
+	return nil
 }
 
 // createSaved makes the files that a machine is saved to.

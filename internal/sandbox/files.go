@@ -17,3 +17,13 @@ func removeFile(path string) error {
 }
 
 func renameFile(from, to string) error { return scratch.Explain(os.Rename(from, to)) }
+
+// syncFile has what is in a file survive a loss of power.
+func syncFile(path string) error {
+	file, err := os.Open(path)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	return scratch.Explain(file.Sync())
+}

@@ -31,8 +31,12 @@ const (
 	maxResolvers    = 3 // as in resolv.conf(5)
 )
 
-// completeNetwork fills in the defaults of the network and checks them.
+// completeNetwork fills in the defaults of the network and checks them. Those
+// of a sandbox that goes on from a snapshot are the snapshot's.
 func (o *CreateOptions) completeNetwork() error {
+	if o.Snapshot != "" {
+		return o.checkPublications()
+	}
 	if o.Network == "" {
 		o.Network = networkNone
 		if os.Geteuid() == 0 || o.needsNetwork() {
@@ -48,6 +52,10 @@ func (o *CreateOptions) completeNetwork() error {
 	if o.Policy.Mode == "" {
 		o.Policy.Mode = policy.AllowAll
 	}
+	return o.checkPublications()
+}
+
+func (o *CreateOptions) checkPublications() error {
 	if len(o.Publications) > maxPublications {
 		return api.Errorf(api.ErrValidationPort, "Invalid --publish: %d ports. At most %d.", len(o.Publications), maxPublications).
 			WithFlag("--publish")

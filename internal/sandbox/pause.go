@@ -4,10 +4,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"path/filepath"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/monitor/control"
+	"github.com/vmsan/vmsan/internal/snapshot"
 	"github.com/vmsan/vmsan/internal/store"
 )
 
@@ -43,32 +43,48 @@ func (s *Service) ask(r *store.Record, what func(*control.Client) error) error {
 	return err
 }
 
-// reclaim saves the machine beside its disk and ends it.
+// reclaim saves the machine beside its disk and ends it. If it cannot be
+// saved it is as it was before.
 func (s *Service) reclaim(ctx context.Context, r *store.Record) error {
-	saved := s.reclaimed(r.ID)
-	stream := s.layout.Overlay(r.ID) + ".stream"
-	for _, left := range []string{saved.Memory, saved.State, stream} {
-		if err := removeFile(left); err != nil {
-			return err
-		}
-	}
-	_, err := s.saveTo(ctx, r, control.SaveRequest{Stop: true}, stream, vmmFiles{saved.Memory, saved.State})
-	if err != nil {
-		return errors.Join(err, removeFile(saved.Memory), removeFile(saved.State), removeFile(stream))
-	}
-	lock, record, err := s.own(ctx, r.ID)
+	draft, err := s.snapshots().New()
 	if err != nil {
 		return err
 	}
-	defer lock.Release()
-	record.Status, record.Reason, record.Saved = api.StatusPaused, "its memory is on the disk", saved
-	return s.layout.Save(record)
+	defer draft.Close()
+	files := vmmFiles{draft.Path(snapshot.MemoryFile), draft.Path(snapshot.StateFile)}
+	_, err = s.saveTo(ctx, r, control.SaveRequest{Stand: true}, draft.Join(streamFile), files)
+	if err == nil {
+		err = s.leave(ctx, r, files)
+	}
+	if err != nil && r.Status == api.StatusRunning {
+		err = errors.Join(err, s.goOn(ctx, r))
+	}
+	return err
 }
 
-// reclaimed names the files of a sandbox that gave its memory back.
-func (s *Service) reclaimed(id string) *store.Saved {
-	dir := s.layout.Sandbox(id)
-	return &store.Saved{Memory: filepath.Join(dir, "memory"), State: filepath.Join(dir, "state")}
+// leave ends a machine that was saved to files, which become the sandbox's
+// own.
+func (s *Service) leave(ctx context.Context, r *store.Record, files vmmFiles) error {
+	to := s.layout.Reclaimed(r.ID)
+	for from, to := range map[string]string{files.memory: to.Memory, files.state: to.State} {
+		if err := syncFile(from); err != nil {
+			return err
+		}
+		if err := renameFile(from, to); err != nil {
+			return err
+		}
+	}
+	if err := s.ask(r, func(m *control.Client) error { return m.Leave(ctx, to.Memory, to.State) }); err != nil {
+		return errors.Join(err, removeFile(to.Memory), removeFile(to.State))
+	}
+	return s.awaitEnded(ctx, r.ID)
+}
+
+// goOn resumes a machine that was to be stopped once it was saved, which went
+// wrong.
+func (s *Service) goOn(ctx context.Context, r *store.Record) error {
+	ctx = context.WithoutCancel(ctx)
+	return s.ask(r, func(m *control.Client) error { return m.Resume(ctx) })
 }
 
 // Resume lets the sandbox that ref names go on. One that runs is left as it
@@ -90,21 +106,5 @@ func (s *Service) Resume(ctx context.Context, ref string) (*store.Record, error)
 		}
 		return s.layout.Load(r.ID)
 	}
-	return s.unreclaim(ctx, r)
-}
-
-// unreclaim starts a sandbox from its memory on the disk, which is mapped by
-// its VMM from then on and needs no name.
-func (s *Service) unreclaim(ctx context.Context, r *store.Record) (*store.Record, error) {
-	lock, r, err := s.own(ctx, r.ID)
-	if err != nil {
-		return nil, err
-	}
-	defer lock.Release()
-	saved := r.Saved
-	started, err := s.startOwned(ctx, r, lock)
-	if err != nil {
-		return nil, err
-	}
-	return started, errors.Join(removeFile(saved.Memory), removeFile(saved.State))
+	return s.Start(ctx, r.ID)
 }

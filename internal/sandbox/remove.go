@@ -33,10 +33,10 @@ func (s *Service) remove(ctx context.Context, id string, force bool) error {
 	if err != nil {
 		return err
 	}
+	if !force && (record.Running() || record.Reclaimed()) {
+		return notStopped(record).WithHint("vmsan rm -f %s, or vmsan stop %s first", id, id)
+	}
 	if record.Running() {
-		if !force {
-			return notStopped(record).WithHint("vmsan rm -f %s, or vmsan stop %s first", id, id)
-		}
 		if err := s.stop(ctx, record, 0); err != nil {
 			return err
 		}

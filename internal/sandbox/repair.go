@@ -85,7 +85,7 @@ func (s *Service) stopped(r *store.Record, reason string) error {
 	r.Status, r.Reason, r.StoppedAt = api.StatusStopped, reason, time.Now().UTC()
 	// Its disk is not the one that was saved any more.
 	r.Host, r.Saved = store.Host{}, nil
-	return s.layout.Save(r)
+	return errors.Join(s.layout.Save(r), s.forgetMemory(r.ID))
 }
 
 // takeBack removes everything that r has on the host besides its files.

@@ -18,6 +18,7 @@ import (
 	"github.com/vmsan/vmsan/internal/kernel"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/network"
+	"github.com/vmsan/vmsan/internal/scratch"
 	"github.com/vmsan/vmsan/internal/snapshot"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/vmm"
@@ -67,7 +68,7 @@ func (s *Service) saveTo(ctx context.Context, r *store.Record, to control.SaveRe
 		return answer, err
 	}
 	if err := s.seal(ctx, driver, r, stream, files); err != nil {
-		return answer, fmt.Errorf("seal: %w", err)
+		return answer, scratch.Explain(fmt.Errorf("seal: %w", err))
 	}
 	return answer, os.Remove(stream)
 }

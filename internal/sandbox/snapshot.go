@@ -3,6 +3,7 @@ package sandbox
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"path/filepath"
@@ -11,6 +12,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/disk"
+	"github.com/vmsan/vmsan/internal/kernel"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/policy"
 	"github.com/vmsan/vmsan/internal/snapshot"
@@ -73,14 +75,21 @@ func (s *Service) CreateSnapshot(ctx context.Context, ref, name string, stop boo
 		}
 	}
 	m, pause, err = s.saveAs(ctx, all, r, name, stop)
+	switch {
+	case stop && err == nil:
+		err = s.stop(ctx, r, 0)
+	case stop && r.Status == api.StatusRunning:
+		err = errors.Join(err, s.goOn(ctx, r))
+	}
 	if err != nil {
 		return m, pause, fmt.Errorf("snapshot %s: %w", r.ID, err)
 	}
 	return m, pause, nil
 }
 
-// saveAs saves the sandbox r into a store of snapshots.
-func (s *Service) saveAs(ctx context.Context, all snapshot.Store, r *store.Record, name string, stop bool) (
+// saveAs saves the sandbox r into a store of snapshots. With stand it stays
+// paused.
+func (s *Service) saveAs(ctx context.Context, all snapshot.Store, r *store.Record, name string, stand bool) (
 	m snapshot.Manifest, pause time.Duration, err error) {
 	if m, err = s.manifest(ctx, r); err != nil {
 		return m, 0, err
@@ -91,7 +100,7 @@ func (s *Service) saveAs(ctx context.Context, all snapshot.Store, r *store.Recor
 		return m, 0, err
 	}
 	defer draft.Close()
-	answer, err := s.saveInto(ctx, r, draft, control.SaveRequest{Stop: stop})
+	answer, err := s.saveInto(ctx, r, draft, control.SaveRequest{Stand: stand})
 	if err != nil {
 		return m, 0, err
 	}
@@ -189,7 +198,7 @@ func (s *Service) usable(ctx context.Context, ref string) (m snapshot.Manifest, 
 	if m, err = all.Get(ref); err != nil {
 		return m, g, err
 	}
-	if err := json.Unmarshal(m.Guest, &g); err != nil {
+	if g, err = optionsOf(m); err != nil {
 		return m, g, api.Errorf(api.ErrSnapshotCorrupt, "snapshot %s: read its options: %w", m.ID, err)
 	}
 	here, err := s.here(ctx, store.Spec{Driver: m.Host.Driver, Accelerator: m.Host.Accelerator, Kernel: m.Host.Kernel})
@@ -199,10 +208,50 @@ func (s *Service) usable(ctx context.Context, ref string) (m snapshot.Manifest, 
 	if err := m.Fits(here); err != nil {
 		return m, g, err
 	}
+	// Its memory has a kernel, but the next boot of the sandbox takes this.
+	if _, err := kernel.Load(s.layout, m.Host.Kernel); err != nil {
+		return m, g, api.Errorf(api.ErrSnapshotUnfit, "snapshot %s: its kernel is not on this host: %w", m.ID, err).
+			WithHint("make the snapshot again on this host")
+	}
 	if _, err := s.images().Check(m.Image); err != nil {
 		return m, g, fmt.Errorf("snapshot %s: its image %s: %w", m.ID, m.ImageName, err)
 	}
 	return m, g, verify(ctx, all, m.ID)
+}
+
+// optionsOf reads and checks what is kept in a manifest, which may come from
+// anywhere.
+func optionsOf(m snapshot.Manifest) (g guestOptions, err error) {
+	if err := json.Unmarshal(m.Guest, &g); err != nil {
+		return g, err
+	}
+	for _, check := range []func() error{
+		func() error { return checkChoice("network", g.Network, networkNAT, networkNone) },
+		func() error { return checkChoice("init", g.Init, "", initPath) },
+		func() error { return CheckEnv(g.Env) },
+		func() error { return CheckWorkdir(g.Workdir) },
+		func() error { return CheckUser(g.User) },
+	} {
+		if err := check(); err != nil {
+			return g, err
+		}
+	}
+	return g, nil
+}
+
+// policyOf is that of the sandbox that was saved.
+func policyOf(m snapshot.Manifest) (p policy.Policy, err error) {
+	if err = json.Unmarshal(m.Policy, &p); err == nil {
+		if p.Mode == "" {
+			err = errors.New("it has no mode")
+		} else {
+			p, err = newPolicy(p.Mode, p.AllowedDomains, p.AllowedCIDRs, p.DeniedCIDRs)
+		}
+	}
+	if err != nil {
+		return p, api.Errorf(api.ErrSnapshotCorrupt, "snapshot %s: read its policy: %w", m.ID, err)
+	}
+	return p, nil
 }
 
 // savedIn names the files of a snapshot.
@@ -240,8 +289,8 @@ func (s *Service) planSnapshot(ctx context.Context, o CreateOptions, pool store.
 		spec.User = g.User
 	}
 	if o.Policy.Mode == "" && g.Network == networkNAT {
-		if err := json.Unmarshal(m.Policy, &spec.Policy); err != nil {
-			return nil, api.Errorf(api.ErrSnapshotCorrupt, "snapshot %s: read its policy: %w", m.ID, err)
+		if spec.Policy, err = policyOf(m); err != nil {
+			return nil, err
 		}
 	}
 	if g.Network == networkNone && o.needsNetwork() {

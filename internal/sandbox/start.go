@@ -10,7 +10,8 @@ import (
 )
 
 // Start boots a stopped sandbox, or one whose last start failed, from its own
-// disk. It returns when the guest answers.
+// disk; one whose memory is on the disk goes on. It returns when the guest
+// answers.
 func (s *Service) Start(ctx context.Context, ref string) (*store.Record, error) {
 	lock, record, err := s.own(ctx, ref)
 	if err != nil {
@@ -29,7 +30,18 @@ func (s *Service) startOwned(ctx context.Context, record *store.Record, lock *st
 	if err := s.launch(ctx, record, lock, nil); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", record.ID, err), s.abandon(record.ID))
 	}
+	if err := s.forgetMemory(record.ID); err != nil {
+		return nil, err
+	}
 	return s.layout.Load(record.ID)
+}
+
+// forgetMemory removes the memory that a sandbox gave back to the host. A VMM
+// that goes on from it has mapped it, and needs no name. The caller holds the
+// lock, or the sandbox runs.
+func (s *Service) forgetMemory(id string) error {
+	files := s.layout.Reclaimed(id)
+	return errors.Join(removeFile(files.Memory), removeFile(files.State))
 }
 
 // abandon takes back what a monitor that was ended before it was ready has

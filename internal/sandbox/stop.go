@@ -19,6 +19,9 @@ func (s *Service) Stop(ctx context.Context, ref string, grace time.Duration) (*s
 	if err != nil {
 		return nil, err
 	}
+	if record.Reclaimed() {
+		return record, s.stopReclaimed(ctx, record, grace)
+	}
 	if !record.Running() {
 		return record, nil
 	}
@@ -42,6 +45,33 @@ func (s *Service) stop(ctx context.Context, r *store.Record, grace time.Duration
 	}
 	defer lock.Release()
 	return s.repair(r.ID)
+}
+
+// stopReclaimed has a sandbox whose memory is on the disk go on, so that it can
+// shut down. Without grace the memory is forgotten.
+func (s *Service) stopReclaimed(ctx context.Context, r *store.Record, grace time.Duration) error {
+	if grace > 0 {
+		started, err := s.Start(ctx, r.ID)
+		if err != nil {
+			return err
+		}
+		return s.stop(ctx, started, grace)
+	}
+	lock, r, err := s.own(ctx, r.ID)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	return s.stopped(r, "stopped")
+}
+
+// awaitEnded is awaitEnd for who does not need the lock.
+func (s *Service) awaitEnded(ctx context.Context, id string) error {
+	lock, err := s.awaitEnd(ctx, id)
+	if err == nil {
+		lock.Release()
+	}
+	return err
 }
 
 // awaitEnd waits until the monitor of the sandbox id is gone. It returns the

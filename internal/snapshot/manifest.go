@@ -155,6 +155,8 @@ func (m *Manifest) check() error {
 		return fmt.Errorf("it has a disk of %d bytes", m.DiskBytes)
 	case !digestForm.MatchString(m.Image):
 		return fmt.Errorf("it has the image %.80q", m.Image)
+	case !digestForm.MatchString(m.Host.Kernel):
+		return fmt.Errorf("it has the kernel %.80q", m.Host.Kernel)
 	}
 	if err := m.checkTexts(); err != nil {
 		return err

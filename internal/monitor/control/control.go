@@ -56,8 +56,15 @@ type SaveRequest struct {
 	// Together says that nobody reads the disk without the memory, whose
 	// writes under way go with it: its file system need not be made whole.
 	Together bool `json:"together,omitempty"`
-	// Stop ends the machine once it is saved.
-	Stop bool `json:"stop,omitempty"`
+	// Stand leaves the machine paused once it is saved.
+	Stand bool `json:"stand,omitempty"`
+}
+
+// LeaveRequest names the files that a machine goes on from. Their paths are
+// absolute.
+type LeaveRequest struct {
+	Memory string `json:"memory"`
+	State  string `json:"state"`
 }
 
 // SaveAnswer tells of a machine that was saved.
@@ -83,6 +90,9 @@ type Monitor interface {
 	Resume(ctx context.Context) error
 	// Save writes the machine to files, from which it or a copy can go on.
 	Save(ctx context.Context, to SaveRequest) (SaveAnswer, error)
+	// Leave is Stop for a machine that has stood since it was saved: the
+	// sandbox stays paused, and goes on from these files.
+	Leave(ctx context.Context, memory, state string) error
 	// Hold ends an ephemeral sandbox when ctx ends.
 	Hold(ctx context.Context) error
 }
@@ -103,6 +113,9 @@ func Handler(m Monitor, log *slog.Logger) http.Handler {
 	handle(mux, log, "POST /pause", func(ctx context.Context, _ none) (none, error) { return none{}, m.Pause(ctx) })
 	handle(mux, log, "POST /resume", func(ctx context.Context, _ none) (none, error) { return none{}, m.Resume(ctx) })
 	handle(mux, log, "POST /save", m.Save)
+	handle(mux, log, "POST /leave", func(ctx context.Context, r LeaveRequest) (none, error) {
+		return none{}, m.Leave(ctx, r.Memory, r.State)
+	})
 	handle(mux, log, "POST /hold", func(ctx context.Context, _ none) (none, error) { return none{}, m.Hold(ctx) })
 	return mux
 }
@@ -176,6 +189,11 @@ func (c *Client) Resume(ctx context.Context) error { return c.post(ctx, "/resume
 func (c *Client) Save(ctx context.Context, to SaveRequest) (answer SaveAnswer, err error) {
 	err = c.post(ctx, "/save", to, &answer)
 	return answer, err
+}
+
+// Leave ends a machine that was saved and goes on later; see Monitor.
+func (c *Client) Leave(ctx context.Context, memory, state string) error {
+	return c.post(ctx, "/leave", LeaveRequest{Memory: memory, State: state}, &none{})
 }
 
 // Hold keeps an ephemeral sandbox alive until ctx ends or the caller dies.
