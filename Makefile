@@ -28,7 +28,7 @@ help:
 	@echo 'make test    all tests, on real machines (root)'
 	@echo 'make check   what needs no machine: format, lint, race, generated files'
 	@echo 'make bench   speed and size, each beside its floor (root)'
-	@echo 'make load    twenty sandboxes at once (root)'
+	@echo 'make load    twenty sandboxes at once, and many saves (root)'
 	@echo 'make soak    a hundred cold boots on a busy host (root)'
 
 .PHONY: build
@@ -60,7 +60,7 @@ test: deps setup
 
 .PHONY: load
 load: setup
-	$(TESTENV) VMSAN_TEST_LOAD=1 $(GO) test -timeout 10m -count 1 -v -run TestTwentyAtOnce ./e2e
+	$(TESTENV) VMSAN_TEST_LOAD=1 $(GO) test -timeout 30m -count 1 -v -run 'TestTwentyAtOnce|TestCycles|TestKilledWhileSaving' ./e2e
 
 .PHONY: check
 check:

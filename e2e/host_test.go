@@ -194,9 +194,9 @@ func names(t testing.TB, dir string) []string {
 	}
 	var list []string
 	for _, e := range entries {
-		// The index of slots and names and what is known of the VMM are the
-		// directory's, not a sandbox's.
-		if !strings.HasPrefix(e.Name(), "index-") && !strings.HasPrefix(e.Name(), "version-") {
+		// The index of slots and names, what is known of the VMM and the locks
+		// of templates are the directory's, not a sandbox's.
+		if !slices.ContainsFunc([]string{"index-", "version-", "t-"}, func(begin string) bool { return strings.HasPrefix(e.Name(), begin) }) {
 			list = append(list, e.Name())
 		}
 	}

@@ -58,7 +58,17 @@ func TestWithoutRoot(t *testing.T) {
 	if got := run("exec", "web", "cat", "/root/file"); got != "kept" {
 		t.Errorf("the file holds %q", got)
 	}
-	run("rm", "-f", "web")
+	run("snapshot", "create", "web", "--name", "saved")
+	run("create", "--snapshot", "saved", "--name", "copy")
+	run("fork", "copy", "--name", "fork")
+	run("pause", "--reclaim", "copy")
+	run("resume", "copy")
+	for _, name := range []string{"copy", "fork-1"} {
+		if got := run("exec", name, "cat", "/root/file"); got != "kept" {
+			t.Errorf("in %s the file holds %q", name, got)
+		}
+	}
+	run("rm", "-f", "web", "copy", "fork-1")
 	for _, left := range []string{"state/sandboxes", "state/tmp"} {
 		if list := names(t, filepath.Join(dir, left)); len(list) > 0 {
 			t.Errorf("%s holds %v", left, list)
@@ -80,7 +90,7 @@ func userDir(t *testing.T) string {
 	return dir
 }
 
-func sh(t *testing.T, command string) {
+func sh(t testing.TB, command string) {
 	t.Helper()
 	if out, err := exec.Command("sh", "-c", command).CombinedOutput(); err != nil {
 		t.Fatalf("%s: %v: %s", command, err, out)
