@@ -40,6 +40,13 @@ func (x xattr) entrySize() int { return (xattrEntry + len(x.name) + 3) &^ 3 }
 func (x xattr) valueSize() int { return (len(x.value) + 3) &^ 3 }
 func (x xattr) size() int      { return x.entrySize() + x.valueSize() }
 
+// CheckXattrs tells whether a file can have these attributes: ErrXattrs if
+// not.
+func CheckXattrs(all map[string]string) error {
+	_, _, err := splitXattrs(all)
+	return err
+}
+
 // splitXattrs divides attributes between the inode and a block of their own.
 func splitXattrs(all map[string]string) (inline, block []xattr, err error) {
 	inlineLeft, blockLeft := inlineRoom-xattrEnd, xattrBlockRoom-xattrEnd

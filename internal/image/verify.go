@@ -7,9 +7,8 @@ import (
 	"io/fs"
 	"os"
 
-	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
-
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/ext4"
 )
 
 // Check tells in well under a millisecond whether an image is fit to be
@@ -45,12 +44,12 @@ func (s Store) checkFile(img Image) error {
 	if info.Size() != img.Size {
 		return fmt.Errorf("%d bytes instead of %d", info.Size(), img.Size)
 	}
-	size, _, err := tar2ext4.Ext4FileSystemSize(f)
+	made, err := ext4.NewReader(f)
 	if err != nil {
 		return err
 	}
-	if size != img.Size {
-		return fmt.Errorf("file system of %d bytes in a file of %d", size, img.Size)
+	if made.Size() != img.Size {
+		return fmt.Errorf("file system of %d bytes in a file of %d", made.Size(), img.Size)
 	}
 	return nil
 }
