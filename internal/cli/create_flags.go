@@ -1,11 +1,13 @@
 package cli
 
 import (
+	"context"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/image"
 	"github.com/vmsan/vmsan/internal/sandbox"
 )
 
@@ -16,6 +18,7 @@ type createFlags struct {
 	bootTimeout         string
 	labels, env         []string
 	network             networkFlags
+	rootfs              string
 	trace               bool
 	noSetup             bool
 }
@@ -24,6 +27,7 @@ func (f *createFlags) register(a *app, cmd *cobra.Command) {
 	flags := cmd.Flags()
 	o := &f.options
 	flags.StringVar(&o.Image, "image", "", "`IMAGE` to start (default: the one setup made)")
+	flags.StringVar(&f.rootfs, "rootfs", "", "start from this `FILE`: whatever image import takes")
 	flags.StringVar(&o.Name, "name", "", "unique `NAME`")
 	flags.StringVar(&o.Project, "project", "", "`PROJECT` it belongs to, a label")
 	flags.StringArrayVar(&f.labels, "label", nil, "label, `KEY=VALUE` (may be repeated)")
@@ -55,7 +59,7 @@ func (f *createFlags) register(a *app, cmd *cobra.Command) {
 
 // complete parses what was typed, and checks it.
 func (f *createFlags) complete(cmd *cobra.Command) (err error) {
-	for _, flag := range []string{"name", "image", "project", "workdir", "user", "driver", "accel", "network"} {
+	for _, flag := range []string{"name", "image", "rootfs", "project", "workdir", "user", "driver", "accel", "network"} {
 		// The verbs take an empty value for "use the default".
 		if cmd.Flags().Changed(flag) && cmd.Flag(flag).Value.String() == "" {
 			return api.Errorf(emptyCode(flag), "Invalid --%s: it is empty.", flag).WithFlag("--" + flag)
@@ -64,6 +68,9 @@ func (f *createFlags) complete(cmd *cobra.Command) (err error) {
 	o := &f.options
 	if err := checkSnapshotFlags(cmd); err != nil {
 		return err
+	}
+	if f.rootfs != "" && o.Image != "" {
+		return exclusive("--rootfs", "--image")
 	}
 	if o.VCPUs, err = sandbox.ParseVCPUs(f.vcpus); err != nil {
 		return err
@@ -93,6 +100,20 @@ func (f *createFlags) complete(cmd *cobra.Command) (err error) {
 	return o.Check()
 }
 
+// importRootfs makes an image of --rootfs, without a name: it goes with the
+// last sandbox that uses it, at the next image prune.
+func (a *app) importRootfs(ctx context.Context, service *sandbox.Service, f *createFlags) error {
+	if f.rootfs == "" {
+		return nil
+	}
+	img, err := service.ImportImage(ctx, f.rootfs, a.stdin, image.ImportOptions{Meta: image.Meta{Source: sourceOf(f.rootfs)}})
+	if err != nil {
+		return err
+	}
+	f.options.Image = "sha256:" + img.Digest
+	return nil
+}
+
 // checkSnapshotFlags refuses what a snapshot has decided already.
 func checkSnapshotFlags(cmd *cobra.Command) error {
 	if !cmd.Flags().Changed("snapshot") {
@@ -101,7 +122,7 @@ func checkSnapshotFlags(cmd *cobra.Command) error {
 	if cmd.Flag("snapshot").Value.String() == "" {
 		return api.Errorf(api.ErrSnapshotNotFound, "Invalid --snapshot: it is empty.").WithFlag("--snapshot").WithHint("vmsan snapshot ls")
 	}
-	for _, flag := range []string{"image", "vcpus", "memory", "disk", "init", "driver", "accel", "cold", "network"} {
+	for _, flag := range []string{"image", "rootfs", "vcpus", "memory", "disk", "init", "driver", "accel", "cold", "network"} {
 		if cmd.Flags().Changed(flag) {
 			return exclusive("--snapshot", "--"+flag)
 		}
@@ -117,7 +138,7 @@ func emptyCode(flag string) api.Code {
 		return api.ErrValidationImageRef
 	case "project":
 		return api.ErrValidationLabel
-	case "workdir":
+	case "workdir", "rootfs":
 		return api.ErrValidationPath
 	case "user":
 		return api.ErrValidationUser

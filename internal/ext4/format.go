@@ -40,7 +40,6 @@ const (
 
 	incompatFiletype = 0x2
 	incompatRecover  = 0x4
-	incompatMetaBG   = 0x10
 	incompatExtents  = 0x40
 	incompat64Bit    = 0x80
 	incompatFlexBG   = 0x200

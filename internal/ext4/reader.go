@@ -34,6 +34,13 @@ type Reader struct {
 	descSize       int64
 }
 
+// Is tells whether an ext2, 3 or 4 is in r.
+func Is(r io.ReaderAt) bool {
+	var magic [2]byte
+	_, err := r.ReadAt(magic[:], superOffset+56)
+	return err == nil && binary.LittleEndian.Uint16(magic[:]) == superMagic
+}
+
 // NewReader reads the superblock of the file system in r.
 func NewReader(r io.ReaderAt) (*Reader, error) {
 	b := make([]byte, superSize)
@@ -45,6 +52,9 @@ func NewReader(r io.ReaderAt) (*Reader, error) {
 		return nil, fmt.Errorf("%w: no ext4 in it", ErrDamaged)
 	}
 	incompat := le.Uint32(b[96:])
+	if incompat&incompatRecover != 0 {
+		return nil, errors.New("file system is mounted, or was not unmounted")
+	}
 	if extra := incompat &^ incompatKnown; extra != 0 {
 		return nil, fmt.Errorf("file system has features that cannot be read: %#x", extra)
 	}

@@ -114,12 +114,8 @@ func write(ctx context.Context, dir string, layers []Layer, whiteouts bool, img 
 const maxDiskSize = 64 << 30
 
 func writeRootfs(ctx context.Context, path string, layers []Layer, whiteouts bool, img *Image) error {
-	id, err := img.Config.id()
-	if err != nil {
-		return err
-	}
 	return writeReadOnly(path, func(f *os.File) error {
-		if err := flatten(ctx, layers, whiteouts, id, f); err != nil {
+		if err := flatten(ctx, layers, whiteouts, img.Config, f); err != nil {
 			return err
 		}
 		// The disk is busy with one while a CPU is with the other.

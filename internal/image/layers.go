@@ -2,6 +2,7 @@ package image
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -61,6 +62,25 @@ func (s Store) ImportTar(ctx context.Context, r io.Reader, m Meta) (Image, error
 	return s.build(ctx, []Layer{only}, false, m)
 }
 
+// ImportExt4 makes an image of what is in an ext4. It is written anew, so
+// that the guest's kernel gets none that was made to hurt it.
+func (s Store) ImportExt4(ctx context.Context, f io.ReaderAt, m Meta) (Image, error) {
+	disk, err := ext4.NewReader(f)
+	if err != nil {
+		return Image{}, fmt.Errorf("import image: %w", unpack.Invalid(err))
+	}
+	archive, out := io.Pipe()
+	go func() {
+		err := writeTar(ctx, disk, out)
+		if errors.Is(err, ext4.ErrDamaged) {
+			err = unpack.Invalid(err)
+		}
+		out.CloseWithError(err)
+	}()
+	defer archive.Close()
+	return s.ImportTar(ctx, archive, m)
+}
+
 func checkLayers(layers []Layer) error {
 	if len(layers) == 0 {
 		return api.Errorf(api.ErrImageInvalid, "it has no layers")
@@ -77,7 +97,11 @@ func checkLayers(layers []Layer) error {
 }
 
 // flatten writes the file system that the layers make together into f.
-func flatten(ctx context.Context, layers []Layer, whiteouts bool, id [16]byte, f *os.File) error {
+func flatten(ctx context.Context, layers []Layer, whiteouts bool, c Config, f *os.File) error {
+	id, err := c.id()
+	if err != nil {
+		return err
+	}
 	fs := ext4.NewWriter(f, maxDiskSize)
 	fs.UUID = id
 	u := unpack.New(fs, maxDiskSize)
@@ -104,6 +128,9 @@ func flatten(ctx context.Context, layers []Layer, whiteouts bool, id [16]byte, f
 	}
 	if u.Entries() == 0 {
 		return unpack.Invalid(errEmpty)
+	}
+	if err := u.Ensure(c.Workdir); err != nil {
+		return err
 	}
 	return fs.Close()
 }

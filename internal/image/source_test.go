@@ -25,7 +25,8 @@ var exported = Config{
 	StopSignal: "SIGINT", Labels: map[string]string{"k": "v"}, Exposed: []string{"80/tcp"},
 }
 
-// TestExportAndImport gets the same image back, by each way in.
+// TestExportAndImport gets the same image back, by each way in: the archive
+// that it was made of is in the order that exports are.
 func TestExportAndImport(t *testing.T) {
 	s := testStore(t)
 	want, err := s.ImportTar(t.Context(), bytes.NewReader(archive(t, rootfs...)), Meta{Name: "x", Source: "a test", Config: exported})

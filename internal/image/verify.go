@@ -31,6 +31,16 @@ func (s Store) Check(digest string) (Image, error) {
 	return img, nil
 }
 
+// CheckSettled is Check, after whoever is removing an image now has done so.
+func (s Store) CheckSettled(ctx context.Context, digest string) (Image, error) {
+	unlock, err := s.lock(ctx)
+	if err != nil {
+		return Image{}, err
+	}
+	defer unlock()
+	return s.Check(digest)
+}
+
 func (s Store) checkFile(img Image) error {
 	f, err := os.Open(s.RootfsPath(img.Digest))
 	if err != nil {

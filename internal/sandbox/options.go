@@ -195,12 +195,18 @@ var validEnvName = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
 // CheckEnv checks an environment: names of letters, digits and underscores,
 // values without NUL, 64 KiB in all.
 func CheckEnv(env map[string]string) error {
-	size := 0
 	for name, value := range env {
 		if !validEnvName.MatchString(name) || strings.ContainsRune(value, 0) {
 			return api.Errorf(api.ErrValidationEnv, "Invalid --env: %.80q. Must be KEY=VALUE, the key of letters, "+
 				"digits and underscores.", name).WithFlag("--env")
 		}
+	}
+	return checkEnvSize(env)
+}
+
+func checkEnvSize(env map[string]string) error {
+	size := 0
+	for name, value := range env {
 		size += len(name) + len(value) + 2
 	}
 	if size > maxEnv {

@@ -173,6 +173,18 @@ func (u *Unpacker) entry(h *tar.Header, body io.Reader) error {
 	return nil
 }
 
+// Ensure makes a directory that commands are to begin in, if it is missing.
+func (u *Unpacker) Ensure(dir string) error {
+	name, err := cleanPath(dir)
+	if err == nil {
+		_, err = u.walk(name, true)
+	}
+	if err != nil {
+		return archiveError(fmt.Errorf("working directory %.200q: %w", dir, err))
+	}
+	return nil
+}
+
 // count bounds what an image takes of memory.
 func (u *Unpacker) count(meta int) error {
 	u.entries++
