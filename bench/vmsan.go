@@ -74,6 +74,11 @@ func (b *bench) all(ctx context.Context) error {
 			return err
 		}
 	}
+	if b.wants("image") && os.Geteuid() == 0 {
+		if err := b.image(ctx); err != nil {
+			return err
+		}
+	}
 	if b.wants("list") {
 		if err := b.list(ctx); err != nil {
 			return err
