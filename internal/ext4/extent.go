@@ -69,7 +69,13 @@ type space struct {
 	end  uint32 // the first block that was never handed out
 	most uint32
 	free []run // in order, none touching another
+	// lost are given back too, but not handed out again: looking through very
+	// many would take long.
+	lost []run
 }
+
+// maxFree bounds the runs that are handed out again.
+const maxFree = 4096
 
 func (s *space) take(n uint32) (uint32, error) {
 	if n == 0 {
@@ -94,6 +100,10 @@ func (s *space) take(n uint32) (uint32, error) {
 
 func (s *space) give(r run) {
 	if r.length == 0 {
+		return
+	}
+	if len(s.free) >= maxFree {
+		s.lost = append(s.lost, r)
 		return
 	}
 	i, _ := slices.BinarySearchFunc(s.free, r, func(a, b run) int { return int(int64(a.start) - int64(b.start)) })

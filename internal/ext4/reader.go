@@ -17,7 +17,8 @@ func errDamaged(what string) error { return fmt.Errorf("%w: bad %s", ErrDamaged,
 
 // Bounds on what is read; a file system in order stays below them.
 const (
-	maxDirSize  = 1 << 30
+	maxDirSize  = 64 << 20
+	maxNames    = 4_000_000
 	maxDepth    = 4096
 	maxExtDepth = 5
 )
@@ -117,6 +118,7 @@ type walk struct {
 	f     *Reader
 	visit func(string, *File) error
 	seen  map[uint32]bool
+	names int
 }
 
 func (w *walk) walk(path string, n *File, depth int) error {
@@ -130,6 +132,9 @@ func (w *walk) walk(path string, n *File, depth int) error {
 	entries, err := n.entries()
 	if err != nil {
 		return fmt.Errorf("directory /%s: %w", path, err)
+	}
+	if w.names += len(entries); w.names > maxNames {
+		return errDamaged("number of names")
 	}
 	prefix := path + "/"
 	if path == "" {

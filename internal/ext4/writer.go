@@ -375,7 +375,7 @@ func (w *Writer) writeBitmaps(l layout, inodes []*Inode) error {
 func (w *Writer) unused(l layout) []run {
 	needed := (l.groups*descSize + BlockSize - 1) / BlockSize
 	tables := l.bitmaps + 2*l.groups
-	return append(slices.Clone(w.space.free), run{1 + needed, w.descs - needed}, run{tables, l.blocks - tables})
+	return append(slices.Concat(w.space.free, w.space.lost), run{1 + needed, w.descs - needed}, run{tables, l.blocks - tables})
 }
 
 func (w *Writer) writeSuper(l layout) error {

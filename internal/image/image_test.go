@@ -408,7 +408,7 @@ func TestNameMoves(t *testing.T) {
 	}
 }
 
-func unused(string) (string, error) { return "", nil }
+func unused(string) error { return nil }
 
 func TestRemove(t *testing.T) {
 	s := testStore(t)
@@ -423,7 +423,7 @@ func TestRemove(t *testing.T) {
 	if diff := cmp.Diff(Removed{Names: []string{"one"}}, got); diff != "" {
 		t.Errorf("first name (-want +got):\n%s", diff)
 	}
-	inUse := func(digest string) (string, error) { return "web-1", nil }
+	inUse := func(digest string) error { return api.Errorf(api.ErrImageInUse, "web-1 uses it") }
 	if _, err := s.Remove(t.Context(), "two", inUse); !api.HasCode(err, api.ErrImageInUse) {
 		t.Errorf("used image: got error %v, want ErrImageInUse", err)
 	}

@@ -20,6 +20,7 @@ const (
 // goroutine of its own, while the reader is busy with what came before.
 type stream struct {
 	layer  Layer
+	ctx    context.Context
 	cancel context.CancelFunc
 	full   chan []byte // closed at the end
 	empty  chan []byte
@@ -32,18 +33,19 @@ type stream struct {
 
 func startStream(ctx context.Context, l Layer) *stream {
 	ctx, cancel := context.WithCancel(ctx)
-	s := &stream{layer: l, cancel: cancel, full: make(chan []byte, chunks), empty: make(chan []byte, chunks)}
+	s := &stream{layer: l, ctx: ctx, cancel: cancel, full: make(chan []byte, chunks), empty: make(chan []byte, chunks)}
 	for range chunks {
 		s.empty <- nil // made when it is needed
 	}
 	go func() {
 		defer close(s.full)
-		s.err = s.run(ctx)
+		s.err = s.run()
 	}()
 	return s
 }
 
-func (s *stream) run(ctx context.Context) error {
+func (s *stream) run() error {
+	ctx := s.ctx
 	blob, err := s.layer.Open(ctx)
 	if err != nil {
 		return err
@@ -94,7 +96,13 @@ func (s *stream) Read(p []byte) (int, error) {
 			s.empty <- s.current
 			s.current = nil
 		}
-		b, ok := <-s.full
+		var b []byte
+		var ok bool
+		select {
+		case b, ok = <-s.full:
+		case <-s.ctx.Done(): // even if what is read from says nothing
+			return 0, s.ctx.Err()
+		}
 		if !ok {
 			return 0, s.end()
 		}

@@ -87,7 +87,7 @@ func (s *Service) TagImage(ctx context.Context, ref, name string) (image.Image, 
 // RemoveImage takes a name off an image, or removes the image; see
 // image.Store. Templates of it go too: they can be made again.
 func (s *Service) RemoveImage(ctx context.Context, ref string) (image.Removed, error) {
-	removed, err := s.images().Remove(ctx, ref, s.imageUser)
+	removed, err := s.images().Remove(ctx, ref, s.checkImageUnused)
 	if err != nil || removed.Digest == "" {
 		return removed, err
 	}
@@ -129,37 +129,38 @@ func (s *Service) PruneImages(ctx context.Context, all bool) (removed []image.Im
 	return removed, nil
 }
 
-// imageUser names a sandbox or snapshot that was made of an image, or what
-// cannot be asked.
-func (s *Service) imageUser(digest string) (string, error) {
+// checkImageUnused fails if a sandbox or snapshot was made of an image, or if
+// that cannot be told.
+func (s *Service) checkImageUnused(digest string) error {
 	records, broken, err := s.layout.List()
 	if err != nil {
-		return "", err
+		return err
 	}
 	if len(broken) > 0 {
-		return "", fmt.Errorf("%d records of sandboxes cannot be read, and one may use it", len(broken))
+		return fmt.Errorf("%d records of sandboxes cannot be read, and one may use it", len(broken))
 	}
 	for _, r := range records {
-		if r.Spec.Image == digest && !r.Internal {
-			return r.ID, nil
+		if r.Spec.Image != digest {
+			continue
 		}
-		if r.Spec.Image == digest {
-			return "a template that is being made", nil
+		if r.Internal {
+			return api.Errorf(api.ErrImageInUse, "it is used by a template that is being made")
 		}
+		return api.Errorf(api.ErrImageInUse, "it is used by VM %s", r.ID).WithVM(r.ID).WithHint("vmsan rm %s", r.ID)
 	}
 	snapshots, brokenSnapshots, err := s.snapshots().List()
 	if err != nil {
-		return "", err
+		return err
 	}
 	if len(brokenSnapshots) > 0 {
-		return "", fmt.Errorf("%d snapshots cannot be read, and one may use it", len(brokenSnapshots))
+		return fmt.Errorf("%d snapshots cannot be read, and one may use it", len(brokenSnapshots))
 	}
 	for _, m := range snapshots {
 		if m.Image == digest {
-			return "snapshot " + m.ID, nil
+			return api.Errorf(api.ErrImageInUse, "it is used by snapshot %s", m.ID).WithHint("vmsan snapshot rm %s", m.ID)
 		}
 	}
-	return "", nil
+	return nil
 }
 
 func (s *Service) removeTemplatesOf(ctx context.Context, digest string) error {

@@ -25,8 +25,9 @@ const (
 	maxMeta      = 256 << 20 // names, link targets and attributes
 	maxPathBytes = 4095      // PATH_MAX without its NUL
 	maxXattrs    = 64
-	maxDepth     = 1024     // of directories
-	maxFollowed  = 40       // symbolic links in one path, as in Linux
+	maxDepth     = 1024 // of directories
+	maxFollowed  = 40   // symbolic links in one path, as in Linux
+	maxSteps     = 10 * maxEntries
 	maxTrailer   = 64 << 20 // what may follow an archive's end: padding
 )
 
@@ -34,6 +35,7 @@ const (
 type Unpacker struct {
 	fs            *ext4.Writer
 	entries, meta int
+	steps         int   // names looked at, which entries may make many of
 	left          int64 // bytes that files may still have
 	whiteouts     bool
 	// touched are the names that this layer set, or has something below of;
@@ -308,32 +310,48 @@ func (u *Unpacker) hide(dir, name string) error {
 		return err
 	}
 	if name == opaque {
-		u.hideAll(parent)
-	} else if parent.Child(name) != nil {
-		u.hideOne(parent, name)
+		return u.hideAll(parent)
+	}
+	if parent.Child(name) != nil {
+		return u.hideOne(parent, name)
 	}
 	return nil
 }
 
-func (u *Unpacker) hideAll(dir *ext4.Inode) {
-	for _, name := range slices.Sorted(maps.Keys(dir.Children())) {
-		u.hideOne(dir, name)
+func (u *Unpacker) hideAll(dir *ext4.Inode) error {
+	if err := u.step(len(dir.Children())); err != nil {
+		return err
 	}
+	for _, name := range slices.Sorted(maps.Keys(dir.Children())) {
+		if err := u.hideOne(dir, name); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// step bounds what an image takes of time.
+func (u *Unpacker) step(n int) error {
+	if u.steps += n; u.steps > maxSteps {
+		return entryError("all paths together have too many names")
+	}
+	return nil
 }
 
 // hideOne leaves what this layer has itself, before or behind the whiteout.
-func (u *Unpacker) hideOne(dir *ext4.Inode, name string) {
+func (u *Unpacker) hideOne(dir *ext4.Inode, name string) error {
 	described, touched := u.touched[place{dir, name}]
 	n := dir.Child(name)
 	switch {
 	case !touched:
 		u.remove(dir, name)
 	case n.IsDir():
-		u.hideAll(n)
 		if !described {
 			n.Attr = missing
 		}
+		return u.hideAll(n)
 	}
+	return nil
 }
 
 // missing is a directory that nothing describes.
@@ -361,6 +379,9 @@ func (u *Unpacker) walk(name string, create bool) (*ext4.Inode, error) {
 		part := rest[0]
 		rest = rest[1:]
 		dir := dirs[len(dirs)-1]
+		if err := u.step(1); err != nil {
+			return nil, err
+		}
 		switch part {
 		case "", ".":
 			continue
@@ -374,11 +395,13 @@ func (u *Unpacker) walk(name string, create bool) (*ext4.Inode, error) {
 		}
 		if n == nil {
 			var err error
-			if n, err = u.makeMissing(dir, part, len(dirs)); err != nil {
+			if n, err = u.makeMissing(dir, part); err != nil {
 				return nil, err
 			}
 		}
 		switch {
+		case n.IsDir() && len(dirs) > maxDepth:
+			return nil, entryError(fmt.Sprintf("more than %d directories in each other", maxDepth))
 		case n.IsDir():
 			if _, set := u.touched[place{dir, part}]; create && !set {
 				u.touched[place{dir, part}] = false
@@ -401,12 +424,9 @@ func (u *Unpacker) walk(name string, create bool) (*ext4.Inode, error) {
 	return dirs[len(dirs)-1], nil
 }
 
-func (u *Unpacker) makeMissing(dir *ext4.Inode, name string, depth int) (*ext4.Inode, error) {
+func (u *Unpacker) makeMissing(dir *ext4.Inode, name string) (*ext4.Inode, error) {
 	if len(name) > ext4.MaxName {
 		return nil, entryError("its name is too long")
-	}
-	if depth > maxDepth {
-		return nil, entryError(fmt.Sprintf("more than %d directories in each other", maxDepth))
 	}
 	if err := u.count(len(name)); err != nil {
 		return nil, err

@@ -347,3 +347,31 @@ func FuzzLayer(f *testing.F) {
 		}
 	})
 }
+
+// TestBoundsDepth goes deeper entry by entry, each where a link leads.
+func TestBoundsDepth(t *testing.T) {
+	deep := strings.Repeat("d/", 1000)
+	entries := []entry{entry("l l0 " + deep), entry("d " + deep)}
+	for i := range 60 {
+		entries = append(entries, entry(fmt.Sprintf("d l%d/d", i)), entry(fmt.Sprintf("l l%d l%d/d", i+1, i)))
+	}
+	_, _, err := unpackAll(t, true, layer(t, entries...))
+	if !api.HasCode(err, api.ErrImageInvalid) || !strings.Contains(err.Error(), "in each other") && !strings.Contains(err.Error(), "symbolic links") {
+		t.Errorf("got error %v", err)
+	}
+}
+
+// TestBoundsTime does not follow long links for every file.
+func TestBoundsTime(t *testing.T) {
+	entries := []entry{"d d"}
+	for i := range 40 {
+		entries = append(entries, entry(fmt.Sprintf("l l%d %sl%d", i, strings.Repeat("d/../", 800), i+1)))
+	}
+	entries = append(entries, "l l39 d")
+	for i := range 4000 {
+		entries = append(entries, entry(fmt.Sprintf("f l0/%d x", i)), entry(fmt.Sprintf("f d/%d x", i)))
+	}
+	if _, _, err := unpackAll(t, true, layer(t, entries...)); !api.HasCode(err, api.ErrImageInvalid) {
+		t.Errorf("got error %v, want ErrImageInvalid", err)
+	}
+}
