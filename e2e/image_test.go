@@ -14,6 +14,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -283,6 +284,59 @@ func TestImageConfig(t *testing.T) {
 	}
 	if got := fmt.Sprintf("%v %v %v", shown.Config["exposed"], shown.Config["labels"], shown.Config["stopSignal"]); got != "[80/tcp] map[k:v] SIGINT" {
 		t.Errorf("got %+v", shown)
+	}
+}
+
+// A main process runs from the start; what it says is in the logs; the sandbox
+// ends with it, and asks it to end by the image's signal.
+func TestMainProcess(t *testing.T) {
+	h := newHost(t)
+	dir := t.TempDir()
+	copyProgram(t, buildList(t), filepath.Join(dir, "list"))
+	archive := filepath.Join(t.TempDir(), "rootfs.tar")
+	command(t, "tar", "-c", "-C", dir, "-f", archive, ".")
+	for _, words := range [][]string{{"who", "it"}, {"wait"}, {"fail"}} {
+		h.must("image", "import", saveImage(t, archive, map[string]any{
+			"Entrypoint": []string{"/list"}, "Cmd": words, "StopSignal": "SIGINT", "Env": []string{"A=image"},
+		}), words[0])
+	}
+	create := func(image string, more ...string) {
+		t.Helper()
+		args := append([]string{"create", "--network", "none", "--memory", "128", "--entrypoint", "--image", image, "--name", image}, more...)
+		h.must(args...)
+	}
+	create("who")
+	h.must("wait", "who")
+	h.logsHave(t, "who", `0:0 in / with ["it"], A=image B=`, 1)
+	h.logsHave(t, "who", "the main process ended: exit status 0", 1)
+	h.must("start", "who")
+	h.must("wait", "who")
+	h.logsHave(t, "who", `0:0 in / with ["it"], A=image B=`, 1)
+
+	create("wait")
+	for deadline := time.Now().Add(patience); !strings.Contains(h.must("logs", "wait"), "waiting"); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("the main process does not wait")
+		}
+	}
+	h.must("stop", "wait")
+	h.logsHave(t, "wait", "interrupted", 1)
+	h.logsHave(t, "wait", "not by", 0)
+
+	create("fail", "--restart", "on-failure:2")
+	h.must("wait", "fail")
+	h.logsHave(t, "fail", "failing, as was asked for", 3)
+	h.logsHave(t, "fail", "the main process ended: exit status 1", 3)
+
+	if _, err := h.vmsan("create", "--network", "none", "--image", "debian", "--entrypoint"); err == nil || !strings.Contains(err.Error(), "no entrypoint") {
+		t.Errorf("an image without a command: got error %v", err)
+	}
+}
+
+func (h *host) logsHave(t *testing.T, vm, text string, times int) {
+	t.Helper()
+	if out := h.must("logs", vm); strings.Count(out, text) != times {
+		t.Errorf("%q is not %d times in the logs of %s:\n%s", text, times, vm, out)
 	}
 }
 

@@ -122,7 +122,7 @@ func checkSnapshotFlags(cmd *cobra.Command) error {
 	if cmd.Flag("snapshot").Value.String() == "" {
 		return api.Errorf(api.ErrSnapshotNotFound, "Invalid --snapshot: it is empty.").WithFlag("--snapshot").WithHint("vmsan snapshot ls")
 	}
-	for _, flag := range []string{"image", "rootfs", "vcpus", "memory", "disk", "init", "driver", "accel", "cold", "network"} {
+	for _, flag := range []string{"image", "rootfs", "vcpus", "memory", "disk", "init", "driver", "accel", "cold", "network", "entrypoint", "restart"} {
 		if cmd.Flags().Changed(flag) {
 			return exclusive("--snapshot", "--"+flag)
 		}

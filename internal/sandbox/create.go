@@ -106,6 +106,12 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 		return nil, err
 	}
 	spec.Env, spec.Workdir, spec.User = o.Env, o.Workdir, o.User
+	if o.Entrypoint {
+		if err := setMain(&spec, image.Config); err != nil {
+			return nil, err
+		}
+		spec.Restart = o.Restart
+	}
 	if spec.Accelerator, err = choose(ready, o); err != nil {
 		return nil, err
 	}

@@ -7,12 +7,16 @@ import (
 	"io"
 	"maps"
 	"os"
+	"strconv"
 	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/ext4"
 	"github.com/vmsan/vmsan/internal/image"
 	"github.com/vmsan/vmsan/internal/setup"
+	"github.com/vmsan/vmsan/internal/store"
 )
 
 // Images returns all images, the newest first.
@@ -195,4 +199,39 @@ func (o *CreateOptions) honour(c image.Config) error {
 		setDefault(&o.Workdir, c.Workdir)
 	}
 	return checkEnvSize(env)
+}
+
+// maxMain bounds the main process's command in bytes.
+const maxMain = 16 << 10
+
+// setMain makes what the image runs the sandbox's main process.
+func setMain(spec *store.Spec, c image.Config) error {
+	spec.Main = c.Command()
+	if len(spec.Main) == 0 || spec.Main[0] == "" {
+		return api.Errorf(api.ErrValidationFlags, "image %s has no entrypoint and no command", spec.ImageName).WithFlag("--entrypoint")
+	}
+	if size := len(strings.Join(spec.Main, " ")); size > maxMain {
+		return api.Errorf(api.ErrImageInvalid, "the image's command has %d bytes, at most %d", size, maxMain)
+	}
+	spec.StopSignal = signalNumber(c.StopSignal)
+	return nil
+}
+
+// signalNumber is the number of a signal by which images call it, or 0.
+func signalNumber(name string) int {
+	if n, err := strconv.Atoi(name); err == nil && n >= 0 && n <= 64 {
+		return n
+	}
+	if !strings.HasPrefix(name, "SIG") {
+		name = "SIG" + name
+	}
+	if rest, ok := strings.CutPrefix(name, "SIGRTMIN"); ok {
+		const first = 34 // the two before are the C library's
+		n, err := strconv.Atoi("0" + strings.TrimPrefix(rest, "+"))
+		if err != nil || first+n > 64 {
+			return 0
+		}
+		return first + n
+	}
+	return int(unix.SignalNum(name))
 }
