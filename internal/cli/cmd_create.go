@@ -40,7 +40,7 @@ func (a *app) runCreate(ctx context.Context, f createFlags) error {
 	if err := a.ensureSetup(ctx, service, f.noSetup); err != nil {
 		return err
 	}
-	if err := a.importRootfs(ctx, service, &f); err != nil {
+	if err := a.bringImage(ctx, service, &f); err != nil {
 		return err
 	}
 	record, err := service.Create(ctx, f.options)

@@ -57,6 +57,10 @@ func splitImage(f *createFlags, args []string, dash int) (command []string, err 
 		return nil, api.Errorf(api.ErrUsage, "more than one image before --").WithHint("vmsan run IMAGE -- COMMAND")
 	}
 	if images == 1 {
+		if f.runtime != "" {
+			return nil, api.Errorf(api.ErrValidationFlags, "Cannot use --runtime and the image %.80q together", args[0]).
+				WithFlag("--runtime").WithHint("vmsan run --runtime NAME -- COMMAND")
+		}
 		if f.options.Image != "" {
 			return nil, api.Errorf(api.ErrValidationFlags, "Cannot use --image and the image %.80q together", args[0]).
 				WithFlag("--image").WithHint("vmsan run --image IMAGE -- COMMAND")
@@ -68,7 +72,7 @@ func splitImage(f *createFlags, args []string, dash int) (command []string, err 
 		f.options.Image = args[0]
 	}
 	command = args[images:]
-	if len(command) == 0 && f.options.Image == "" && f.rootfs == "" {
+	if len(command) == 0 && f.options.Image == "" && f.rootfs == "" && f.runtime == "" {
 		return nil, noCommand()
 	}
 	return command, nil
@@ -107,7 +111,7 @@ func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []str
 	if err := a.ensureSetup(ctx, service, f.noSetup); err != nil {
 		return err
 	}
-	if err := a.importRootfs(ctx, service, &f); err != nil {
+	if err := a.bringImage(ctx, service, &f); err != nil {
 		return err
 	}
 	if args, err = withImage(service, f, args, entrypoint); err != nil {

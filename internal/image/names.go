@@ -31,8 +31,11 @@ const (
 )
 
 var (
-	// nameForm is parts separated by single slashes, and perhaps a tag.
-	nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]*[a-z0-9])?(/[a-z0-9]([a-z0-9._-]*[a-z0-9])?)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?$`)
+	// nameForm is parts separated by single slashes, and perhaps a tag. Names
+	// of what was pulled may begin with a host and its port, and end in the
+	// digest of a manifest.
+	nameForm = regexp.MustCompile(`^(([a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(:[0-9]{1,5})?/)?` +
+		`[a-z0-9]([a-z0-9._-]*[a-z0-9])?(/[a-z0-9]([a-z0-9._-]*[a-z0-9])?)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}|@sha256:[0-9a-f]{64})?$`)
 	// prefixForm is the beginning of a digest, long enough to mean something.
 	prefixForm = regexp.MustCompile(`^[0-9a-f]{4,64}$`)
 )

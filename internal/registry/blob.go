@@ -77,6 +77,12 @@ func (b *blob) open(ctx context.Context) (io.ReadCloser, error) {
 	return r, nil
 }
 
+func (b *blob) failure() error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.err
+}
+
 func (b *blob) close() {
 	b.mu.Lock()
 	defer b.mu.Unlock()
@@ -130,7 +136,8 @@ func (b *blob) damaged() error {
 	err := api.Errorf(api.ErrImageCorrupt, "layer %.12s, kept from an earlier pull, was damaged; it is removed", b.desc.Digest.Hex).
 		WithHint("try again")
 	if dropped := b.cache.drop(b.desc.Digest.Hex); dropped != nil {
-		return api.Errorf(api.ErrImageCorrupt, "layer %.12s, kept from an earlier pull, is damaged: %w", b.desc.Digest.Hex, dropped)
+		err = api.Errorf(api.ErrImageCorrupt, "layer %.12s, kept from an earlier pull, is damaged: %w", b.desc.Digest.Hex, dropped)
 	}
+	b.update(func() { b.err = err })
 	return err
 }

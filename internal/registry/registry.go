@@ -7,6 +7,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -276,9 +277,10 @@ type Progress struct {
 
 // Download is the layers of an image on their way.
 type Download struct {
-	blobs  map[string]*blob
-	cancel context.CancelCauseFunc
-	group  *errgroup.Group
+	blobs   map[string]*blob
+	ordered []*blob
+	cancel  context.CancelCauseFunc
+	group   *errgroup.Group
 }
 
 // Download begins to get the layers. Of what happens to each layer progress
@@ -293,17 +295,24 @@ func (img *Image) Download(ctx context.Context, progress func(Progress)) (*Downl
 	d := &Download{blobs: map[string]*blob{}, cancel: cancel, group: group}
 	var unique []*download
 	var telling sync.Mutex
+	places := map[string][]int{}
 	for i, l := range img.Layers {
+		places[l.Digest] = append(places[l.Digest], i)
+	}
+	for _, l := range img.Layers {
 		if d.blobs[l.Digest] != nil {
 			continue // the same layer twice is one blob
 		}
 		b := newBlob(l.desc, img.client.Cache)
 		d.blobs[l.Digest] = b
+		d.ordered = append(d.ordered, b)
 		unique = append(unique, &download{blob: b, client: img.client, report: func(s State) {
 			if progress != nil {
 				telling.Lock()
 				defer telling.Unlock()
-				progress(Progress{Layer: i, Digest: l.Digest, State: s, Have: b.have, Size: l.Size})
+				for _, same := range places[l.Digest] {
+					progress(Progress{Layer: same, Digest: l.Digest, State: s, Have: b.have, Size: l.Size})
+				}
 			}
 		}})
 	}
@@ -336,11 +345,22 @@ func (d *Download) Open(ctx context.Context, l Layer) (io.ReadCloser, error) {
 // Wait returns when all layers are here, or one cannot be had.
 func (d *Download) Wait() error { return d.group.Wait() }
 
+// Err is what is wrong with the first layer that cannot be had, or nil. Who
+// reads a layer may not know what its reader's errors mean.
+func (d *Download) Err() error {
+	for _, b := range d.ordered {
+		if err := b.failure(); err != nil && !errors.Is(err, context.Canceled) {
+			return err
+		}
+	}
+	return nil
+}
+
 // Close ends the download and what reads from it.
 func (d *Download) Close() {
 	d.cancel(context.Canceled)
 	d.group.Wait()
-	for _, b := range d.blobs {
+	for _, b := range d.ordered {
 		b.close()
 	}
 }
