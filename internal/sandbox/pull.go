@@ -14,6 +14,7 @@ import (
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/image"
 	"github.com/vmsan/vmsan/internal/registry"
+	"github.com/vmsan/vmsan/internal/scratch"
 )
 
 // PullPolicy says when an image's registry is asked for it.
@@ -86,6 +87,10 @@ func (s *Service) makePulled(ctx context.Context, remote *registry.Image, name s
 	config, err := image.ParseConfig(remote.Config)
 	if err != nil {
 		return image.Image{}, err
+	}
+	// What a pull that was killed has left is in the way of this one.
+	if _, err := scratch.Sweep(s.layout.Tmp()); err != nil {
+		s.log.Warn("what was left by others stays", "error", err)
 	}
 	download, err := remote.Download(ctx, progress)
 	if err != nil {
