@@ -51,7 +51,7 @@ func (a *app) imagePruneCommand() *cobra.Command {
 	var all bool
 	cmd := &cobra.Command{
 		Use:   "prune",
-		Short: "Remove images that have no name and that nothing uses",
+		Short: "Remove images that have no name and that nothing uses, and layers that pulls have kept",
 		Args:  arguments(cobra.NoArgs),
 		RunE:  func(cmd *cobra.Command, _ []string) error { return a.runImagePrune(cmd.Context(), all) },
 	}
@@ -75,6 +75,13 @@ func (a *app) runImagePrune(ctx context.Context, all bool) error {
 		if !a.json {
 			fmt.Fprintln(a.stdout, "sha256:"+img.Digest)
 		}
+	}
+	if err != nil {
+		return err
+	}
+	layers, bytes, err := service.PrunePulled()
+	if layers > 0 {
+		a.say("removed %d layers that pulls have kept, %s", layers, bytesText(bytes))
 	}
 	if a.json && err == nil {
 		a.printJSON(shown)

@@ -2,8 +2,10 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"runtime"
@@ -142,6 +144,28 @@ func (s *Service) remember(manifest, digest string) error {
 		return fmt.Errorf("remember what was pulled: %w", err)
 	}
 	return nil
+}
+
+// PrunePulled removes the layers that pulls have kept, but for those that are
+// being downloaded, and what was noted of images that are gone.
+func (s *Service) PrunePulled() (layers int, bytes int64, err error) {
+	notes, err := os.ReadDir(s.layout.Pulled(""))
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return 0, 0, fmt.Errorf("prune what was pulled: %w", err)
+	}
+	for _, note := range notes {
+		if _, ok := s.pulled(note.Name()); ok {
+			continue
+		}
+		if err := os.Remove(s.layout.Pulled(note.Name())); err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return 0, 0, fmt.Errorf("prune what was pulled: %w", err)
+		}
+	}
+	layers, bytes, err = s.blobs().Prune(0)
+	if err != nil {
+		return layers, bytes, fmt.Errorf("prune layers: %w", err)
+	}
+	return layers, bytes, nil
 }
 
 // BringImage has the image that ref names here, pulling it if the policy says

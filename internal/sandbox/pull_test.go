@@ -155,6 +155,41 @@ func TestPullImage(t *testing.T) {
 	}
 }
 
+// Two that pull the same image at a time download each layer once, and have
+// the same image.
+func TestPullTogether(t *testing.T) {
+	h, s := newHub(t), newService(t)
+	h.push(t, "app", "a", "b")
+	h.gets = nil
+	digests := make(chan string, 2)
+	for range 2 {
+		go func() {
+			img, err := s.PullImage(t.Context(), h.host+"/app", PullWatch{})
+			if err != nil {
+				t.Error(err)
+			}
+			digests <- img.Digest
+		}()
+	}
+	if one, two := <-digests, <-digests; one != two {
+		t.Errorf("pulled %.12s and %.12s", one, two)
+	}
+	asked := map[string]int{}
+	for _, path := range h.gets {
+		asked[path]++
+	}
+	twice := 0
+	for path, n := range asked {
+		if n > 1 && strings.Contains(path, "/blobs/") {
+			twice++
+		}
+	}
+	// The configuration is small, and asked for by each.
+	if twice > 1 {
+		t.Errorf("layers were downloaded twice: %v", asked)
+	}
+}
+
 // Whatever goes wrong with a layer, that is what is said, nothing half-made is
 // left, and pulling again works.
 func TestPullFails(t *testing.T) {
@@ -230,6 +265,35 @@ func TestPullDamaged(t *testing.T) {
 	}
 	if again, err := s.PullImage(t.Context(), h.host+"/app", PullWatch{}); err != nil || again.Digest != img.Digest {
 		t.Errorf("again: %.12s, %v", again.Digest, err)
+	}
+}
+
+func TestPrunePulled(t *testing.T) {
+	h, s := newHub(t), newService(t)
+	if n, bytes, err := s.PrunePulled(); n != 0 || bytes != 0 || err != nil {
+		t.Errorf("nothing: %d, %d, %v", n, bytes, err)
+	}
+	h.push(t, "app", "a", "b")
+	img, err := s.PullImage(t.Context(), h.host+"/app", PullWatch{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if n, bytes, err := s.PrunePulled(); n != 2 || bytes == 0 || err != nil {
+		t.Errorf("pruned %d layers, %d bytes, %v", n, bytes, err)
+	}
+	// The image does not need them, and is not made again.
+	before := h.blobs()
+	if _, err := s.PullImage(t.Context(), h.host+"/app", PullWatch{}); err != nil || h.blobs() != before+1 {
+		t.Errorf("%d blobs were asked for, %v", h.blobs()-before, err)
+	}
+	if _, err := s.images().Remove(t.Context(), "sha256:"+img.Digest, func(string) error { return nil }); err != nil {
+		t.Fatal(err)
+	}
+	if _, _, err := s.PrunePulled(); err != nil {
+		t.Error(err)
+	}
+	if notes, err := os.ReadDir(s.layout.Pulled("")); err != nil || len(notes) > 0 {
+		t.Errorf("notes %v, %v", notes, err)
 	}
 }
 
