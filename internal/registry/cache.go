@@ -6,6 +6,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"syscall"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -188,7 +189,7 @@ func (c Cache) each(do func(path string, info fs.FileInfo) error) error {
 }
 
 func diskSize(info fs.FileInfo) int64 {
-	if s, ok := info.Sys().(*unix.Stat_t); ok {
+	if s, ok := info.Sys().(*syscall.Stat_t); ok {
 		return s.Blocks * 512
 	}
 	return info.Size()

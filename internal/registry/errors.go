@@ -8,6 +8,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"strings"
 	"unicode"
 
@@ -34,15 +35,15 @@ func (s *source) explain(what string, err error) error {
 	case errors.As(err, &answer):
 		return s.explainStatus(what, answer)
 	case errors.As(err, &certificate), errors.As(err, &x509.UnknownAuthorityError{}):
-		return api.Errorf(api.ErrRegistry, "%s from %s: its certificate is not trusted: %s", what, host, printable(err.Error())).
+		return api.Errorf(api.ErrRegistry, "%s from %s: its certificate is not trusted: %s", what, host, words(err)).
 			WithHint("name the file of its CA as \"ca\" of %s in registries.json", host)
 	case errors.Is(err, errPlain), errors.Is(err, http.ErrSchemeMismatch):
-		return api.Errorf(api.ErrRegistry, "%s from %s: it does not speak TLS: %s", what, host, printable(err.Error())).
+		return api.Errorf(api.ErrRegistry, "%s from %s: it does not speak TLS: %s", what, host, words(err)).
 			WithHint("if that is as it should be, set \"insecure\" of %s in registries.json", host)
 	case errors.Is(err, errStalled), errors.As(err, &timeout) && timeout.Timeout():
-		return api.Errorf(api.ErrTimeout, "%s from %s: no answer in time: %s", what, host, printable(err.Error())).WithHint("try again")
+		return api.Errorf(api.ErrTimeout, "%s from %s: no answer in time: %s", what, host, words(err)).WithHint("try again")
 	}
-	return api.Errorf(api.ErrRegistry, "%s from %s: %s", what, host, printable(err.Error()))
+	return api.Errorf(api.ErrRegistry, "%s from %s: %s", what, host, words(err))
 }
 
 func (s *source) explainStatus(what string, answer *transport.Error) error {
@@ -77,6 +78,16 @@ func status(answer *transport.Error) string {
 		text += ": " + printable(strings.TrimSuffix(string(d.Code)+": "+d.Message, ": "))
 	}
 	return printable(text)
+}
+
+// words says what went wrong, without the address that was asked: it may have
+// a signature in it that lets others have the layer.
+func words(err error) string {
+	var request *url.Error
+	if errors.As(err, &request) {
+		err = request.Err
+	}
+	return printable(err.Error())
 }
 
 // printable is what may be shown of a registry's words.

@@ -56,6 +56,7 @@ func (d *download) run(ctx context.Context, sources []*source) error {
 		return nil
 	}
 	d.begun = begun
+	d.update(func() { d.file = begun })
 	if err := d.fill(ctx, sources); err != nil {
 		return errors.Join(err, d.giveUp(err))
 	}
@@ -111,7 +112,7 @@ func (d *download) resume(ctx context.Context) error {
 		have = 0
 	}
 	d.resumed = have > 0
-	d.update(func() { d.file, d.have = d.begun, have })
+	d.update(func() { d.have = have })
 	d.report(Begun)
 	return nil
 }

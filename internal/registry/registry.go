@@ -11,6 +11,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -223,6 +224,7 @@ func (img *Image) config(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 func (img *Image) small(ctx context.Context, what, kind, id, wanted string, header http.Header, most int64) (data []byte, contentType string, err error) {
 	ctx, cancel := context.WithTimeout(ctx, 2*img.client.stall())
 	defer cancel()
+	var best *source
 	err = each(img.sources, what, func(s *source) error {
 		resp, err := s.get(ctx, kind, id, header, http.StatusOK)
 		if err != nil {
@@ -234,8 +236,17 @@ func (img *Image) small(ctx context.Context, what, kind, id, wanted string, head
 		if err != nil {
 			return err
 		}
-		return checkDigest(what, data, wanted)
+		if err := checkDigest(what, data, wanted); err != nil {
+			return err
+		}
+		best = s
+		return nil
 	})
+	// Who had this is asked first for the rest: a mirror that is down costs
+	// time once.
+	if i := slices.Index(img.sources, best); i > 0 {
+		img.sources = slices.Insert(slices.Delete(img.sources, i, i+1), 0, best)
+	}
 	return data, contentType, err
 }
 

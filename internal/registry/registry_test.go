@@ -289,6 +289,9 @@ func TestMirrors(t *testing.T) {
 		t.Fatal(err)
 	}
 	p.check(t, img)
+	if n := broken.asked("/v2/"); n != 5 {
+		t.Errorf("the broken mirror was asked %d times", n)
+	}
 	if n := origin.bytes(); n != 0 {
 		t.Errorf("%d bytes came from the registry that has a mirror", n)
 	}
