@@ -2,9 +2,12 @@ package cli
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
+	"errors"
 	"io"
 	"log"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"path/filepath"
@@ -28,6 +31,17 @@ func pushed(t *testing.T) string {
 	t.Helper()
 	server := httptest.NewServer(hubs.New(hubs.Logger(log.New(io.Discard, "", 0))))
 	t.Cleanup(server.Close)
+	ref := server.Listener.Addr().String() + "/app"
+	push(t, ref)
+	return ref
+}
+
+// pusher is how push calls itself.
+const pusher = "pusher"
+
+// push puts an image of two layers into a registry.
+func push(t *testing.T, ref string) {
+	t.Helper()
 	img, err := random.Image(1000, 2)
 	if err != nil {
 		t.Fatal(err)
@@ -41,15 +55,13 @@ func pushed(t *testing.T) string {
 	if img, err = mutate.ConfigFile(img, config); err != nil {
 		t.Fatal(err)
 	}
-	ref := server.Listener.Addr().String() + "/app"
 	parsed, err := name.ParseReference(ref)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := remote.Write(parsed, img); err != nil {
+	if err := remote.Write(parsed, img, remote.WithUserAgent(pusher)); err != nil {
 		t.Fatal(err)
 	}
-	return ref
 }
 
 func TestImagePull(t *testing.T) {
@@ -92,6 +104,33 @@ func TestImagePull(t *testing.T) {
 	}
 	if got := vmsan(t, dir, "image", "pull", ref); got.exit != 2 || !strings.Contains(got.stderr, "registries.json") {
 		t.Errorf("registries.json is malformed: %+v", got)
+	}
+}
+
+// A pull that is interrupted says so, in whatever it was.
+func TestImagePullInterrupted(t *testing.T) {
+	for _, at := range []string{"/v2/", "/manifests/", "/blobs/"} {
+		next := hubs.New(hubs.Logger(log.New(io.Discard, "", 0)))
+		ctx, interrupt := context.WithCancelCause(t.Context())
+		server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if ours := !strings.HasPrefix(r.Header.Get("User-Agent"), pusher); ours && strings.Contains(r.URL.Path, at) {
+				interrupt(errors.New("a signal"))
+				<-r.Context().Done()
+				return
+			}
+			next.ServeHTTP(w, r)
+		}))
+		defer server.Close()
+		ref := server.Listener.Addr().String() + "/app"
+		push(t, ref)
+		dir := stateDir(t)
+		t.Setenv("VMSAN_DIR", dir)
+		t.Setenv("HOME", dir)
+		var stdout, stderr bytes.Buffer
+		a := &app{stdin: strings.NewReader(""), stdout: &stdout, stderr: &stderr}
+		if exit := a.run(ctx, []string{"image", "pull", ref}); exit != exitInterrupted {
+			t.Errorf("interrupted at %s: exit code %d, %s", at, exit, &stderr)
+		}
 	}
 }
 

@@ -50,6 +50,15 @@ type PullWatch struct {
 // the reference as its name. An image that is here already, as the registry
 // has it now, is not made again.
 func (s *Service) PullImage(ctx context.Context, reference string, watch PullWatch) (image.Image, error) {
+	img, err := s.pull(ctx, reference, watch)
+	if err != nil && ctx.Err() != nil {
+		// Whatever came of it, it was ended from outside.
+		return image.Image{}, fmt.Errorf("pull %.200s: %w", reference, ctx.Err())
+	}
+	return img, err
+}
+
+func (s *Service) pull(ctx context.Context, reference string, watch PullWatch) (image.Image, error) {
 	ref, err := registry.ParseReference(reference)
 	if err != nil {
 		return image.Image{}, err
