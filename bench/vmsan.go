@@ -79,6 +79,16 @@ func (b *bench) all(ctx context.Context) error {
 			return err
 		}
 	}
+	if b.wants("image") && os.Geteuid() == 0 {
+		if err := b.image(ctx); err != nil {
+			return err
+		}
+	}
+	if b.wants("pull") && os.Geteuid() == 0 {
+		if err := b.pull(ctx); err != nil {
+			return err
+		}
+	}
 	if b.wants("list") {
 		if err := b.list(ctx); err != nil {
 			return err
