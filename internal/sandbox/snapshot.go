@@ -325,10 +325,9 @@ func (s *Service) Restore(ctx context.Context, ref, snap string) (*store.Record,
 		return nil, api.Errorf(api.ErrSnapshotUnfit, "snapshot %s is of a sandbox with the network %s, and VM %s has %s", m.ID, g.Network,
 			r.ID, r.Spec.Network).WithVM(r.ID)
 	}
-	if r.Running() {
-		if err := s.stop(ctx, r, 0); err != nil {
-			return nil, fmt.Errorf("restore %s: %w", r.ID, err)
-		}
+	// Memory that it gave back goes too: it does not fit the disk that comes.
+	if _, err := s.Stop(ctx, r.ID, 0); err != nil {
+		return nil, fmt.Errorf("restore %s: %w", r.ID, err)
 	}
 	lock, r, err := s.own(ctx, r.ID)
 	if err != nil {
