@@ -52,11 +52,11 @@ setup: build
 
 .PHONY: demo
 demo: runtime-deps setup
-	bin/vmsan --dir $(STATE) run -- /bin/sh -c 'echo "Hello from a microVM with its own kernel:"; uname -a'
+	bin/vmsan --dir $(STATE) run --network none -- /bin/sh -c 'echo "Hello from a microVM with its own kernel:"; uname -a'
 
 .PHONY: test
 test: deps setup
-	$(TESTENV) $(GO) test -timeout 30m -count 1 -p 1 ./...
+	$(TESTENV) $(GO) test -timeout 30m -count 1 -p 2 ./...
 
 .PHONY: load
 load: setup

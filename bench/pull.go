@@ -245,12 +245,12 @@ func fetchBare(ctx context.Context, dir, ref string) error {
 	group.SetLimit(pullParallel)
 	for _, l := range manifest.Layers {
 		url := fmt.Sprintf("http://%s/v2/%s/blobs/%s", parsed.Context().RegistryStr(), parsed.Context().RepositoryStr(), l.Digest)
-		group.Go(func() error { return download(ctx, url, filepath.Join(dir, l.Digest.Hex), l.Digest.Hex) })
+		group.Go(func() error { return downloadBlob(ctx, url, filepath.Join(dir, l.Digest.Hex), l.Digest.Hex) })
 	}
 	return group.Wait()
 }
 
-func download(ctx context.Context, url, path, digest string) error {
+func downloadBlob(ctx context.Context, url, path, digest string) error {
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, url, nil)
 	if err != nil {
 		return err
