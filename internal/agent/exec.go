@@ -79,6 +79,9 @@ func (s *processService) Connect(ctx context.Context, request *connect.Request[p
 		return stream.Send(response)
 	})
 	defer events.close()
+	if kept, ok := follower.(*keptFollower); ok && request.Msg.GetReplay() {
+		kept.caughtUp = events.keepalive
+	}
 	return r.stream(ctx, follower, events)
 }
 
@@ -554,6 +557,12 @@ func (e *eventStream) end(end *process.ProcessEvent_EndEvent) error {
 	return e.emit(&process.ProcessEvent{Event: &process.ProcessEvent_End{End: end}})
 }
 
+func (e *eventStream) keepalive() error { return e.emit(keepalive()) }
+
+func keepalive() *process.ProcessEvent {
+	return &process.ProcessEvent{Event: &process.ProcessEvent_Keepalive{Keepalive: &process.ProcessEvent_KeepAlive{}}}
+}
+
 func (e *eventStream) emit(event *process.ProcessEvent) error {
 	e.mu.Lock()
 	defer e.mu.Unlock()
@@ -610,7 +619,7 @@ func (e *eventStream) beat() {
 	idle := time.Since(e.last)
 	if idle >= e.interval {
 		// A client that is gone is noticed by who owns the stream.
-		_ = e.emitLocked(&process.ProcessEvent{Event: &process.ProcessEvent_Keepalive{Keepalive: &process.ProcessEvent_KeepAlive{}}})
+		_ = e.emitLocked(keepalive())
 		idle = 0
 	}
 	e.timer.Reset(e.interval - idle)

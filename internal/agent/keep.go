@@ -183,6 +183,7 @@ func (r *recording) close() {
 type recordingReader struct {
 	recording *recording
 	position  int64
+	joined    int64 // the end of the recording when it began to read
 }
 
 // reader starts at the oldest output, or, without replay, at what comes next. A pacing reader holds the
@@ -190,7 +191,7 @@ type recordingReader struct {
 func (r *recording) reader(replay, pacing bool) *recordingReader {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	reader := &recordingReader{recording: r, position: r.end}
+	reader := &recordingReader{recording: r, position: r.end, joined: r.end}
 	if replay {
 		reader.position = r.oldest
 	}

@@ -82,6 +82,27 @@ func TestRecordingFollowsExactlyOnce(t *testing.T) {
 	<-done
 }
 
+// A follower says once that all is out that was kept, before what comes then.
+func TestFollowerCatchesUp(t *testing.T) {
+	r := newTestRecording(t, 1<<20)
+	r.add(terminal, []byte("ke"))
+	r.add(terminal, []byte("pt"))
+	var seen string
+	f := &keptFollower{reader: r.reader(true, false), caughtUp: func() error {
+		seen += "|"
+		r.add(terminal, []byte("live"))
+		r.finish()
+		return nil
+	}}
+	err := f.follow(t.Context(), func(_ source, c chunk) error {
+		seen += string(c.data())
+		return nil
+	})
+	if err != nil || seen != "kept|live" {
+		t.Errorf("saw %q, %v", seen, err)
+	}
+}
+
 func TestRecordingLapsASlowReader(t *testing.T) {
 	r := newTestRecording(t, 1000)
 	reader := r.reader(true, false)

@@ -354,6 +354,9 @@ func (f *queueFollower) leave() {
 type keptFollower struct {
 	reader *recordingReader
 	left   func() // may be nil
+
+	// caughtUp, if there is one, is called once, when all was emitted that was there when the reader joined.
+	caughtUp func() error
 }
 
 func (f *keptFollower) follow(ctx context.Context, emit sink) error {
@@ -364,6 +367,12 @@ func (f *keptFollower) follow(ctx context.Context, emit sink) error {
 	buffer := chunks.Get().(*[]byte)
 	defer chunks.Put(buffer)
 	for {
+		if f.caughtUp != nil && f.reader.position >= f.reader.joined {
+			if err := f.caughtUp(); err != nil {
+				return err
+			}
+			f.caughtUp = nil
+		}
 		from, data, err := f.reader.next(ctx, (*buffer)[headroom:])
 		if errors.Is(err, io.EOF) {
 			return nil

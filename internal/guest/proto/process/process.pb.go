@@ -581,7 +581,8 @@ func (x *StartResponse) GetEvent() *ProcessEvent {
 type ConnectRequest struct {
 	state   protoimpl.MessageState `protogen:"open.v1"`
 	Process *ProcessSelector       `protobuf:"bytes,1,opt,name=process,proto3" json:"process,omitempty"`
-	// First what was kept, then what comes, each byte once. Needs a command started with keep_output.
+	// First what was kept, then a keepalive, then what comes, each byte once. Needs a command started with
+	// keep_output.
 	Replay        bool `protobuf:"varint,100,opt,name=replay,proto3" json:"replay,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
