@@ -49,6 +49,8 @@ type Process struct {
 	StartedAt time.Time `json:"startedAt"`
 	// Kept is true if its output can be read with attach.
 	Kept bool `json:"kept"`
+	// Terminal is true if it runs on one.
+	Terminal bool `json:"terminal"`
 }
 
 // Signalled is a signal that was sent.

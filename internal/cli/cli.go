@@ -201,7 +201,7 @@ func (a *app) addCommands(root *cobra.Command) {
 			a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.restoreCommand(), a.snapshotCommand(),
 		}},
 		{"Commands in a sandbox:", []*cobra.Command{
-			a.execCommand(), a.psCommand(), a.attachCommand(), a.killCommand(),
+			a.execCommand(), a.connectCommand(), a.sessionsCommand(), a.psCommand(), a.attachCommand(), a.killCommand(),
 		}},
 		{"Images:", []*cobra.Command{a.imageCommand()}},
 		{"This program:", []*cobra.Command{

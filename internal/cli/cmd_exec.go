@@ -24,6 +24,9 @@ type execFlags struct {
 	noStdin bool
 	detach  bool
 	resume  bool
+	// tty is true for a command on a terminal.
+	tty        bool
+	detachKeys string
 }
 
 func (a *app) execCommand() *cobra.Command {
@@ -49,16 +52,27 @@ func (a *app) execCommand() *cobra.Command {
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
-	cmd.Flags().StringArrayVarP(&f.env, "env", "e", nil, "environment variable, `KEY=VALUE` (may be repeated)")
-	cmd.Flags().StringVarP(&f.workdir, "workdir", "w", "", "`DIRECTORY` to run in")
-	cmd.Flags().StringVarP(&f.user, "user", "u", "", "`USER` to run as: a name or number, also with :GROUP")
+	f.registerWhere(cmd)
 	f.registerCommon(cmd)
+	f.registerDetachKeys(cmd)
 	cmd.Flags().BoolVar(&f.resume, "resume", false, "resume the sandbox first if it is paused")
 	cmd.Flags().BoolVarP(&f.detach, "detach", "d", false, "leave it running and print its process id")
 	return cmd
 }
 
+func (f *execFlags) registerWhere(cmd *cobra.Command) {
+	cmd.Flags().StringArrayVarP(&f.env, "env", "e", nil, "environment variable, `KEY=VALUE` (may be repeated)")
+	cmd.Flags().StringVarP(&f.workdir, "workdir", "w", "", "`DIRECTORY` to run in")
+	cmd.Flags().StringVarP(&f.user, "user", "u", "", "`USER` to run as: a name or number, also with :GROUP")
+}
+
+func (f *execFlags) registerDetachKeys(cmd *cobra.Command) {
+	cmd.Flags().StringVar(&f.detachKeys, "detach-keys", defaultDetachKeys, "`KEYS` that leave the terminal and what runs on it; empty for none")
+}
+
 func (f *execFlags) registerCommon(cmd *cobra.Command) {
+	cmd.Flags().BoolVarP(&f.tty, "tty", "t", false, "run it on a terminal")
+
 	cmd.Flags().StringVar(&f.timeout, "timeout", "", "kill the command after this `TIME`: 1m30s, or seconds (default: never)")
 	cmd.Flags().BoolVarP(&f.noStdin, "no-stdin", "n", false, "do not pass standard input on")
 	// Accepted because fingers type it; input is passed on anyway.
@@ -97,23 +111,29 @@ func (a *app) runExec(ctx context.Context, f execFlags, ref string, args []strin
 	if err != nil {
 		return err
 	}
-	service, err := a.service()
-	if err != nil {
+	service, record, err := a.running(ctx, f, ref)
+	switch {
+	case err != nil:
 		return err
-	}
-	record, err := service.Get(ctx, ref)
-	if err != nil {
-		return err
-	}
-	if f.resume {
-		if record, err = service.Resume(ctx, record.ID); err != nil {
-			return err
-		}
-	}
-	if f.detach {
+	case f.detach:
 		return a.startDetached(ctx, service, record, command)
+	case f.tty:
+		return a.executeOnTerminal(ctx, service, record, command, f)
 	}
 	return a.execute(ctx, service, record, command, f.noStdin)
+}
+
+// running is the sandbox that ref names, resumed if that was asked for.
+func (a *app) running(ctx context.Context, f execFlags, ref string) (*sandbox.Service, *store.Record, error) {
+	service, err := a.service()
+	if err != nil {
+		return nil, nil, err
+	}
+	record, err := service.Get(ctx, ref)
+	if err == nil && f.resume {
+		record, err = service.Resume(ctx, record.ID)
+	}
+	return service, record, err
 }
 
 func (a *app) startDetached(ctx context.Context, service *sandbox.Service, record *store.Record, command guest.Command) error {

@@ -52,7 +52,7 @@ func (a *app) runPs(ctx context.Context, client *guest.Client) error {
 
 func showProcess(p guest.Process) api.Process {
 	shown := api.Process{
-		PID: p.PID, Args: p.Args, User: p.User, Workdir: p.Dir, Running: p.Running, StartedAt: p.StartedAt, Kept: p.Kept,
+		PID: p.PID, Args: p.Args, User: p.User, Workdir: p.Dir, Running: p.Running, StartedAt: p.StartedAt, Kept: p.Kept, Terminal: p.Terminal,
 	}
 	if !p.Running {
 		code := guestExit{p.Exit}.code()

@@ -7,7 +7,9 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/sandbox"
+	"github.com/vmsan/vmsan/internal/store"
 )
 
 func (a *app) runCommand() *cobra.Command {
@@ -122,6 +124,9 @@ func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []str
 		return err
 	}
 	f.options.Ephemeral = true
+	if e.tty {
+		return a.runOnTerminal(ctx, service, f, e, command)
+	}
 	client, first, err := sandbox.FirstClient()
 	if err != nil {
 		return err
@@ -145,7 +150,31 @@ func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []str
 	// The monitor ends the sandbox when this connection breaks, whatever
 	// becomes of us.
 	go service.Hold(context.WithoutCancel(ctx), record)
-	err = (<-performed).report(ctx, a, service, record)
+	return removed(ctx, service, record, (<-performed).report(ctx, a, service, record))
+}
+
+// runOnTerminal waits for the guest before it opens one: a terminal takes more
+// streams than the first. Nobody can come back to a sandbox that is removed
+// when we leave, and so no keys leave it.
+func (a *app) runOnTerminal(ctx context.Context, service *sandbox.Service, f createFlags, e execFlags, command guest.Command) error {
+	e.detachKeys = ""
+	if _, err := a.terminalKeys(e); err != nil {
+		return err
+	}
+	record, err := service.Create(ctx, f.options)
+	if err != nil {
+		return err
+	}
+	if f.trace {
+		a.printTrace(record.Trace)
+	}
+	go service.Hold(context.WithoutCancel(ctx), record)
+	return removed(ctx, service, record, a.executeOnTerminal(ctx, service, record, command, e))
+}
+
+// removed removes a sandbox after what it was there for, whose error comes
+// first.
+func removed(ctx context.Context, service *sandbox.Service, record *store.Record, err error) error {
 	_, removeErr := service.Remove(context.WithoutCancel(ctx), record.ID, true)
 	if err == nil {
 		return removeErr

@@ -143,6 +143,8 @@ type Process struct {
 	StartedAt time.Time
 	// Kept is true if its output can be had again with Attach.
 	Kept bool
+	// Terminal is true if it runs on one.
+	Terminal bool
 }
 
 // StartDetached starts a command that goes on without us, whose output is
@@ -172,7 +174,7 @@ func (c *Client) Attach(ctx context.Context, pid int, stdout, stderr io.Writer) 
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	stream, err := c.proc.Connect(ctx, connect.NewRequest(&process.ConnectRequest{
-		Process: &process.ProcessSelector{Selector: &process.ProcessSelector_Pid{Pid: uint32(pid)}},
+		Process: selectPID(pid),
 		Replay:  true,
 	}))
 	if err != nil {
@@ -212,6 +214,7 @@ func (c *Client) Processes(ctx context.Context) ([]Process, error) {
 			Exit:      exitOf(p.GetEnd()),
 			StartedAt: p.GetStartedAt().AsTime(),
 			Kept:      p.GetKept(),
+			Terminal:  p.GetPty(),
 		})
 	}
 	return list, nil
@@ -221,7 +224,7 @@ func (c *Client) Processes(ctx context.Context) ([]Process, error) {
 func (c *Client) Signal(ctx context.Context, pid, signal int) error {
 	number := int32(signal)
 	_, err := c.proc.SendSignal(ctx, connect.NewRequest(&process.SendSignalRequest{
-		Process: &process.ProcessSelector{Selector: &process.ProcessSelector_Pid{Pid: uint32(pid)}},
+		Process: selectPID(pid),
 		Tree:    true,
 		Number:  &number,
 	}))
