@@ -52,14 +52,14 @@ func (h *host) addLink(name string, other *os.File) error {
 }
 
 // connect makes the host's end of a link work.
-func (h *host) connect(id string, l lease, p policy.Policy) error {
-	name := linkName(id)
+func (h *host) connect(c Config, l lease) error {
+	name, p := linkName(c.ID), c.Policy
 	if len(p.AllowedCIDRs) > 0 {
 		if err := h.rules.Admit(name, p); err != nil {
 			return err
 		}
 	}
-	if _, err := configure(h.links, device{name: name, address: l.host}); err != nil {
+	if _, err := configure(h.links, device{name: name, address: l.host, alias: c.Owner}); err != nil {
 		return err
 	}
 	return h.forwardReplies(p)

@@ -50,8 +50,8 @@ func (l *links) request(kind, flags int) *nl.NetlinkRequest {
 const devconfForwarding = 1
 
 // bringUp makes a device forward IPv4, brings it up, and gives it its hardware
-// address unless that is nil, all in one request.
-func (l *links) bringUp(link netlink.Link, mac net.HardwareAddr) error {
+// address and its alias unless they are empty, all in one request.
+func (l *links) bringUp(link netlink.Link, mac net.HardwareAddr, alias string) error {
 	up := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	up.Index = int32(link.Attrs().Index)
 	up.Flags, up.Change = unix.IFF_UP, unix.IFF_UP
@@ -59,6 +59,9 @@ func (l *links) bringUp(link netlink.Link, mac net.HardwareAddr) error {
 	request.AddData(up)
 	if mac != nil {
 		request.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, mac))
+	}
+	if alias != "" {
+		request.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias)))
 	}
 	families := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	families.AddRtAttr(unix.AF_INET, nil).
