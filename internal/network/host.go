@@ -229,3 +229,11 @@ func Forwarded() (accepted, passed uint64, err error) {
 	defer rules.Close()
 	return rules.Counters()
 }
+
+// Reaches fails if the host has no route to an address. Nothing is sent there.
+func Reaches(a netip.Addr) error {
+	if _, err := netlink.RouteGet(a.AsSlice()); err != nil {
+		return fmt.Errorf("there is no route to %s: %w", a, err)
+	}
+	return nil
+}
