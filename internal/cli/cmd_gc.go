@@ -78,9 +78,9 @@ func (a *app) printCollection(c api.Collection, dryRun bool) {
 		a.say("vmsan: %s", printable(oneLine(l.Error)))
 	}
 	if dryRun {
-		a.say("%d leftovers would be removed", len(c.Removed))
+		a.say("leftovers that would be removed: %d", len(c.Removed))
 	} else {
-		a.say("removed %d leftovers", len(c.Removed))
+		a.say("leftovers removed: %d", len(c.Removed))
 	}
 }
 

@@ -5,7 +5,6 @@ package doctor
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"slices"
@@ -185,14 +184,5 @@ func isRoot() bool { return os.Geteuid() == 0 }
 // forRoot is what checks say that only root can make, of things that only root
 // has.
 func forRoot(what string) verdict {
-	return warn("sudo vmsan doctor", "%s was not looked at: only root's sandboxes have it", what)
-}
-
-// hintOf finds what an error of another package says to do.
-func hintOf(err error, otherwise string) string {
-	var e *api.Error
-	if errors.As(err, &e) && e.Hint != "" {
-		return e.Hint
-	}
-	return otherwise
+	return warn("sudo vmsan doctor", "not looked at: only root's sandboxes have %s", what)
 }

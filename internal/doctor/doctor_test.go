@@ -169,7 +169,7 @@ func TestFixLeftovers(t *testing.T) {
 		}
 		return list, nil
 	}
-	o.want(t, "leftovers", api.HealthWarn, "2 leftovers of dead sandboxes and commands: one; stubborn", "--fix")
+	o.want(t, "leftovers", api.HealthWarn, "is left: one; stubborn", "--fix")
 	o.Fix = true
 	got := o.look(t, "leftovers")
 	want := api.Finding{Check: "leftovers", Status: api.HealthFail, Detail: "it is in use", Remedy: "vmsan doctor leftovers --fix",

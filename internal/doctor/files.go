@@ -86,7 +86,7 @@ func checkRecords(_ context.Context, o *Options) verdict {
 	}
 	for _, id := range slices.Sorted(maps.Keys(broken)) {
 		return warn("vmsan rm -f "+id+", which removes its disk too",
-			"%d records of sandboxes cannot be read: %v", len(broken), broken[id])
+			"of the records of sandboxes %d cannot be read: %v", len(broken), broken[id])
 	}
 	ids, err := o.Layout.IDs()
 	if err != nil {
@@ -135,6 +135,9 @@ func checkState(_ context.Context, o *Options) verdict {
 		return fail("choose another --dir", "%s is no directory", path)
 	case file.Flags&unix.ST_RDONLY != 0:
 		return fail(flagRemedy(path, "rw"), "%s is on a file system that is mounted read-only", path)
+	case path != o.Layout.Dir && unix.Access(path, unix.W_OK) != nil:
+		return fail("choose another --dir, or let root make "+o.Layout.Dir+" and chown it to you",
+			"user %d may not make %s: %s belongs to user %d", os.Geteuid(), o.Layout.Dir, path, owner)
 	case unix.Access(path, unix.W_OK) != nil:
 		return fail("choose another --dir, or sudo chown -R $USER "+path, "user %d may not write into %s", os.Geteuid(), path)
 	case path == o.Layout.Dir && owner != uint32(os.Geteuid()):
@@ -296,7 +299,7 @@ func judgeLeftovers(found []Leftover) verdict {
 	}
 	switch {
 	case len(dead) > 0:
-		return warn("vmsan doctor leftovers --fix", "%d leftovers of dead sandboxes and commands: %s", len(dead), strings.Join(dead, "; "))
+		return warn("vmsan doctor leftovers --fix", "of dead sandboxes and commands is left: %s", strings.Join(dead, "; "))
 	case len(kept) > 0:
 		return pass("what looks like leftovers cannot be proved to be: %s", strings.Join(kept, "; "))
 	}

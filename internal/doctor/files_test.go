@@ -87,7 +87,7 @@ func TestRecords(t *testing.T) {
 	if err := os.WriteFile(o.Layout.Record(id), []byte("{"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	o.want(t, "records", api.HealthWarn, "1 records of sandboxes cannot be read", "vmsan rm -f "+id)
+	o.want(t, "records", api.HealthWarn, "1 cannot be read", "vmsan rm -f "+id)
 }
 
 // on moves the state directory into a file system of its own.

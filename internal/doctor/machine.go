@@ -64,6 +64,9 @@ const kvmDevice = "/dev/kvm"
 func checkKVM(ctx context.Context, o *Options) verdict {
 	device := checkDevice(kvmDevice)
 	r, v, ok := o.ready()
+	if !ok && device != nil {
+		v.detail, v.remedy = v.detail+", and "+device.detail, device.remedy+"; then vmsan setup"
+	}
 	if !ok {
 		return v
 	}

@@ -20,7 +20,7 @@ func groupName() string { return fmt.Sprintf("vmsan-doctor-%d", os.Getpid()) }
 
 func checkCgroup(context.Context, *Options) verdict {
 	if !isRoot() {
-		return forRoot("a limit on CPU, memory and processes")
+		return forRoot("limits on CPU, memory and processes")
 	}
 	missing, err := cgroup.Missing()
 	switch {
@@ -60,7 +60,7 @@ func ofHost(err error, otherwise string) verdict {
 
 func checkTun(context.Context, *Options) verdict {
 	if !isRoot() {
-		return forRoot("/dev/net/tun")
+		return forRoot("network devices")
 	}
 	tap, err := network.BareTap()
 	if err == nil {
@@ -74,7 +74,7 @@ func checkTun(context.Context, *Options) verdict {
 
 func checkNetwork(ctx context.Context, _ *Options) verdict {
 	if !isRoot() {
-		return forRoot("a network")
+		return forRoot("networks")
 	}
 	if err := network.CheckHost(ctx); err != nil {
 		return ofHost(err, "dmesg | tail")
@@ -94,6 +94,9 @@ func checkRoute(context.Context, *Options) verdict {
 }
 
 func checkPool(_ context.Context, o *Options) verdict {
+	if !isRoot() {
+		return forRoot("networks")
+	}
 	r, v, ok := o.ready()
 	if !ok {
 		return v
@@ -106,7 +109,7 @@ func checkPool(_ context.Context, o *Options) verdict {
 
 func checkFirewall(_ context.Context, o *Options) verdict {
 	if !isRoot() {
-		return forRoot("the host's firewall")
+		return forRoot("networks")
 	}
 	r, v, ok := o.ready()
 	if !ok {

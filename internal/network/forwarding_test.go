@@ -144,7 +144,7 @@ func TestCheckForwarding(t *testing.T) {
 }
 
 // runAll runs commands whose words have no spaces in them.
-func runAll(t *testing.T, commands []string) {
+func runAll(t testing.TB, commands []string) {
 	t.Helper()
 	for _, c := range commands {
 		run(t, strings.Fields(c)...)

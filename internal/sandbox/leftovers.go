@@ -317,7 +317,7 @@ func (s *Service) abandonedWork(context.Context) (found []Leftover, err error) {
 func (s *Service) forgottenSlots(ctx context.Context) (found []Leftover, err error) {
 	n, err := s.layout.Forgotten(ctx, false)
 	if n > 0 {
-		found = []Leftover{{What: fmt.Sprintf("%d numbers that no sandbox has", n), remove: func(ctx context.Context) error {
+		found = []Leftover{{What: fmt.Sprintf("numbers that no sandbox has: %d", n), remove: func(ctx context.Context) error {
 			_, err := s.layout.Forgotten(ctx, true)
 			return err
 		}}}

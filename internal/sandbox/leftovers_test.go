@@ -108,7 +108,7 @@ func TestLeftoverWithoutFiles(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	const slots = "1 numbers that no sandbox has"
+	const slots = "numbers that no sandbox has: 1"
 	check(t, s.leftovers(t, r.ID), "kept: a run directory: its monitor lives, though its files are gone", slots)
 	s.removeLeftovers(t, r.ID)
 	if _, err := os.Stat(s.layout.SandboxRun(r.ID)); err != nil {
@@ -141,7 +141,7 @@ func TestLeftoverSlot(t *testing.T) {
 	if err := grave.Close(); err != nil {
 		t.Fatal(err)
 	}
-	check(t, s.leftovers(t, first.ID), "1 numbers that no sandbox has")
+	check(t, s.leftovers(t, first.ID), "numbers that no sandbox has: 1")
 	record, err := os.ReadFile(s.layout.Record(second.ID))
 	if err != nil {
 		t.Fatal(err)
