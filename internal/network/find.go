@@ -35,7 +35,7 @@ func Find() ([]Found, error) {
 	if err != nil {
 		return nil, err
 	}
-	devices, err := h.links.LinkList()
+	devices, err := whole(h.links.LinkList)
 	if err != nil {
 		return nil, fmt.Errorf("list links: %w", err)
 	}

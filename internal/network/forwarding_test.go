@@ -72,6 +72,13 @@ var hostRules = []struct {
 			"iptables -A FORWARD -m state --state ESTABLISHED,RELATED -j ACCEPT"},
 	},
 	{
+		name: "iptables by port", keeper: "iptables", undo: legacyUndo,
+		commands: []string{
+			"iptables -P FORWARD DROP", "iptables -A FORWARD -p tcp --dport 22 -j ACCEPT", "iptables -A FORWARD -p tcp --sport 1:1023 -j ACCEPT",
+			"iptables -A FORWARD -p udp --dport 53 -j ACCEPT", "iptables -A FORWARD -m comment --comment late -j LOG",
+		},
+	},
+	{
 		name: "answers only", keeper: "iptables", undo: legacyUndo,
 		commands: []string{"iptables -P FORWARD DROP", "iptables -A FORWARD -s 44.128.0.0/16 -j ACCEPT"},
 	},
@@ -81,7 +88,8 @@ var hostRules = []struct {
 			"nft add table inet mine", "nft add chain inet mine forwarded { type filter hook forward priority filter; policy drop; }",
 			"nft add rule inet mine forwarded iifname { lan0, metadata0 } accept",
 			"nft add rule inet mine forwarded ct state vmap { invalid : drop, untracked : accept }",
-			"nft add rule inet mine forwarded tcp dport 22 counter accept", "nft add rule inet mine forwarded ip saddr 10.0.0.0/8 accept",
+			"nft add rule inet mine forwarded tcp dport 22 counter accept", "nft add rule inet mine forwarded tcp dport 8000-8999 accept",
+			"nft add rule inet mine forwarded ip ttl < 9 accept", "nft add rule inet mine forwarded ip saddr 10.0.0.0/8 accept",
 			"nft add rule inet mine forwarded ip daddr { 10.0.0.0/8, 172.16.0.0/12, 192.168.0.0-192.168.3.255 } accept",
 		},
 	},

@@ -38,6 +38,20 @@ func (l *links) close() {
 	}
 }
 
+// dumpTries bounds how often a listing begins anew.
+const dumpTries = 20
+
+// whole repeats a listing that was interrupted, as the kernel says when things
+// come or go meanwhile.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range dumpTries {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
 // request makes a request of a kind that the library does not know.
 func (l *links) request(kind, flags int) *nl.NetlinkRequest {
 	return &nl.NetlinkRequest{

@@ -152,7 +152,7 @@ func sure(matches bool) certainty {
 
 // rule has the packet meet a rule.
 func (t *trial) rule(r *nftables.Rule) (outcome, error) {
-	matches, known := yes, map[uint32][]byte{}
+	matches, known := yes, registers{}
 	for _, e := range r.Exprs {
 		switch e := e.(type) {
 		case *expr.Verdict:
@@ -219,34 +219,54 @@ func (t *trial) verdict(v *expr.Verdict, matches certainty) (outcome, error) {
 	return goesOn, nil
 }
 
-// match evaluates an expression; known are the registers whose content is.
-// Each use of a register forgets it: rules load it again before the next, and
-// what loads it may be something that the library does not know.
-func (t *trial) match(e expr.Any, known map[uint32][]byte) certainty {
+// registers are those whose content is known. Each use of one forgets it: rules
+// load it again before the next, and what loads it may be something that the
+// library does not know.
+type registers map[uint32]value
+
+// value is what a register holds. Numbers from packets are ordered as their
+// bytes are; the machine's own are not.
+type value struct {
+	bytes   []byte
+	ordered bool
+}
+
+func (r registers) take(n uint32) value {
+	defer delete(r, n)
+	return r[n]
+}
+
+// match evaluates an expression.
+func (t *trial) match(e expr.Any, known registers) certainty {
 	switch e := e.(type) {
 	case *expr.Meta:
 		if !e.SourceRegister {
-			known[e.Register] = t.packet.meta(e.Key)
+			known[e.Register] = value{bytes: t.packet.meta(e.Key)}
 		}
 	case *expr.Payload:
 		if e.OperationType == expr.PayloadLoad {
-			known[e.DestRegister] = t.packet.load(e)
+			known[e.DestRegister] = value{t.packet.load(e), true}
 		}
 	case *expr.Ct:
 		if !e.SourceRegister {
-			known[e.Register] = t.packet.flow(e.Key)
+			known[e.Register] = value{bytes: t.packet.flow(e.Key)}
 		}
 	case *expr.Immediate:
-		known[e.Register] = e.Data
+		known[e.Register] = value{bytes: e.Data}
 	case *expr.Bitwise:
-		known[e.DestRegister] = masked(known[e.SourceRegister], e)
+		known[e.DestRegister] = known[e.SourceRegister].masked(e)
 	case *expr.Cmp:
-		value := known[e.Register]
-		delete(known, e.Register)
-		return compare(value, e)
+		return known.take(e.Register).compare(e.Op, e.Data)
+	case *expr.Range:
+		v := known.take(e.Register)
+		inside := min(v.compare(expr.CmpOpGte, e.FromData), v.compare(expr.CmpOpLte, e.ToData))
+		if e.Op == expr.CmpOpNeq {
+			return yes - inside
+		}
+		return inside
 	case *expr.Match:
 		return t.extension(e)
-	case *expr.Range, *expr.Limit, *expr.Quota, *expr.Connlimit, *expr.Dynset:
+	case *expr.Limit, *expr.Quota, *expr.Connlimit, *expr.Dynset:
 		return maybe
 	case *expr.Fib:
 		delete(known, e.Register)
@@ -260,49 +280,68 @@ func (t *trial) match(e expr.Any, known map[uint32][]byte) certainty {
 	return yes // what only counts, logs or marks
 }
 
-func masked(value []byte, e *expr.Bitwise) []byte {
-	if len(value) == 0 || len(value) != len(e.Mask) || len(value) != len(e.Xor) {
-		return nil
+func (v value) masked(e *expr.Bitwise) value {
+	if len(v.bytes) == 0 || len(v.bytes) != len(e.Mask) || len(v.bytes) != len(e.Xor) {
+		return value{}
 	}
-	made := make([]byte, len(value))
-	for i := range value {
-		made[i] = value[i]&e.Mask[i] ^ e.Xor[i]
+	made := make([]byte, len(v.bytes))
+	for i := range made {
+		made[i] = v.bytes[i]&e.Mask[i] ^ e.Xor[i]
 	}
-	return made
+	return value{made, v.ordered}
 }
 
-// compare knows whether things are alike, not which is more. A name that ends
-// in * is compared as far as it goes.
-func compare(value []byte, e *expr.Cmp) certainty {
-	if len(value) < len(e.Data) || len(e.Data) == 0 {
+// compare compares with data as far as that goes: a name that ends in * is
+// shorter.
+func (v value) compare(op expr.CmpOp, data []byte) certainty {
+	if len(v.bytes) < len(data) || len(data) == 0 {
 		return maybe
 	}
-	alike := bytes.Equal(value[:len(e.Data)], e.Data)
-	switch e.Op {
+	order := bytes.Compare(v.bytes[:len(data)], data)
+	switch op {
 	case expr.CmpOpEq:
-		return sure(alike)
+		return sure(order == 0)
 	case expr.CmpOpNeq:
-		return sure(!alike)
+		return sure(order != 0)
+	}
+	if !v.ordered {
+		return maybe
+	}
+	switch op {
+	case expr.CmpOpLt:
+		return sure(order < 0)
+	case expr.CmpOpLte:
+		return sure(order <= 0)
+	case expr.CmpOpGt:
+		return sure(order > 0)
+	case expr.CmpOpGte:
+		return sure(order >= 0)
 	}
 	return maybe
 }
 
 // extension evaluates a match of iptables' own.
 func (t *trial) extension(e *expr.Match) certainty {
-	var base xt.ConntrackMtinfoBase
-	var mask uint16
 	switch info := e.Info.(type) {
 	case *xt.Comment:
 		return yes
+	case *xt.Tcp:
+		return t.ports(info)
 	case *xt.ConntrackMtinfo1:
-		base, mask = info.ConntrackMtinfoBase, uint16(info.StateMask)
+		return t.conntrack(info.ConntrackMtinfoBase, uint16(info.StateMask))
 	case *xt.ConntrackMtinfo2:
-		base, mask = info.ConntrackMtinfoBase, info.StateMask
+		return t.conntrack(info.ConntrackMtinfoBase, info.StateMask)
 	case *xt.ConntrackMtinfo3:
-		base, mask = info.ConntrackMtinfoBase, info.StateMask
-	default:
-		return maybe
+		return t.conntrack(info.ConntrackMtinfoBase, info.StateMask)
 	}
+	if e.Name == "physdev" {
+		return no // it is about bridges, and nothing bridges a sandbox's packets
+	}
+	return maybe
+}
+
+// conntrack knows of states alone.
+func (t *trial) conntrack(base xt.ConntrackMtinfoBase, mask uint16) certainty {
 	const state = uint16(xt.ConntrackState)
 	if base.MatchFlags&^uint16(xt.ConntrackStateAlias) != state {
 		return maybe
@@ -310,13 +349,21 @@ func (t *trial) extension(e *expr.Match) certainty {
 	return sure((uint32(mask)&t.packet.state() != 0) != (base.InvertFlags&state != 0))
 }
 
+// ports knows of ports alone: linux/netfilter/xt_tcpudp.h.
+func (t *trial) ports(info *xt.Tcp) certainty {
+	if info.Option != 0 || info.FlagsMask != 0 || info.InvFlags != 0 {
+		return maybe
+	}
+	inside := func(port uint16, ports [2]uint16) bool { return port >= ports[0] && port <= ports[1] }
+	return sure(inside(t.packet.From.Port(), info.SrcPorts) && inside(t.packet.To.Port(), info.DstPorts))
+}
+
 // maxElements bounds the sets that are looked into.
 const maxElements = 1 << 14
 
 // lookup looks for a value in a set, or in a map of verdicts.
-func (t *trial) lookup(e *expr.Lookup, known map[uint32][]byte) (found certainty, v *expr.Verdict, err error) {
-	value := known[e.SourceRegister]
-	delete(known, e.SourceRegister)
+func (t *trial) lookup(e *expr.Lookup, known registers) (found certainty, v *expr.Verdict, err error) {
+	value := known.take(e.SourceRegister).bytes
 	elements, err := t.conn.GetSetElements(&nftables.Set{Table: t.table, Name: e.SetName})
 	if err != nil {
 		return no, nil, fmt.Errorf("read set %s: %w", e.SetName, err)
