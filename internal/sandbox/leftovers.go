@@ -42,7 +42,7 @@ func (l Leftover) Remove(ctx context.Context) error {
 
 // settleTime is how long what is ending right now may take to be gone: the
 // kernel takes devices and groups apart on its own time.
-const settleTime = 500 * time.Millisecond
+const settleTime = 300 * time.Millisecond
 
 // Leftovers looks for what dead sandboxes and commands that were killed have
 // left on the host. It changes nothing. What could be found is returned beside
@@ -253,8 +253,6 @@ func hasRunDirectory(id string) bool {
 
 // strayCgroups decides about groups without anything else. Processes in them
 // are ours if all run as users that only sandboxes of this state directory have.
-// Groups that have had no process since they were looked at first are nobody's:
-// a sandbox on its way fills them at once.
 func (s *Service) strayCgroups(stray *Leftover, names []string) (*Leftover, error) {
 	var pids []int
 	for _, name := range names {
@@ -270,15 +268,8 @@ func (s *Service) strayCgroups(stray *Leftover, names []string) (*Leftover, erro
 			stray.Kept = fmt.Sprintf("process %d in it runs as user %d, whom no sandbox of this state directory has", pid, uid)
 		}
 	}
-	if len(pids) > 0 {
-		return stray, nil
-	}
-	stray.remove = func(context.Context) error {
-		var errs []error
-		for _, name := range names {
-			errs = append(errs, cgroup.RemoveEmpty(name))
-		}
-		return errors.Join(errs...)
+	if len(pids) == 0 {
+		stray.Kept = "nothing is in it, and nothing tells whose it was"
 	}
 	return stray, nil
 }

@@ -233,11 +233,12 @@ func TestLeftoverCgroups(t *testing.T) {
 	}
 	orphan, stranger := start(ours, monitor.Users(s.layout)+7), start(theirs, 65534)
 	all := []string{empty, ours, theirs}
+	unknown := "kept: cgroup vmsan-" + empty + "-gate: nothing is in it, and nothing tells whose it was"
 	kept := fmt.Sprintf("kept: cgroup vmsan-%s: process %d in it runs as user 65534, whom no sandbox of this state directory has", theirs, stranger.PID())
-	check(t, s.leftovers(t, all...), "cgroup vmsan-"+empty+"-gate", "cgroup vmsan-"+ours, kept)
+	check(t, s.leftovers(t, all...), unknown, "cgroup vmsan-"+ours, kept)
 	s.removeLeftovers(t, all...)
 	<-orphan.Done()
-	check(t, s.leftovers(t, all...), kept)
+	check(t, s.leftovers(t, all...), unknown, kept)
 	select {
 	case <-stranger.Done():
 		t.Error("the stranger was killed")
@@ -247,18 +248,31 @@ func TestLeftoverCgroups(t *testing.T) {
 		t.Error(err)
 	}
 	<-stranger.Done()
-	// Wherever a sandbox runs there is a run directory: this one may.
-	run := filepath.Join("/run", "vmsan-test-"+theirs, theirs)
-	if err := os.MkdirAll(run, 0o700); err != nil {
-		t.Fatal(err)
+	// Wherever a sandbox runs there is a run directory: these may.
+	for _, id := range []string{empty, theirs} {
+		run := filepath.Join("/run", "vmsan-test-"+id, id)
+		if err := os.MkdirAll(run, 0o700); err != nil {
+			t.Fatal(err)
+		}
+		defer os.RemoveAll(filepath.Dir(run))
 	}
 	check(t, s.leftovers(t, all...))
-	if err := os.RemoveAll(filepath.Dir(run)); err != nil {
-		t.Fatal(err)
+}
+
+// TestLeftoverCgroupOfOurs has one of a sandbox that is there and does not run.
+func TestLeftoverCgroupOfOurs(t *testing.T) {
+	t.Parallel()
+	testenv.RequireRoot(t)
+	s := testService(t)
+	r := s.died(t, func(*store.Record) {})
+	s.removeLeftovers(t, r.ID)
+	g := makeGroup(t, monitor.Cgroups(r.ID)[0])
+	check(t, s.leftovers(t, r.ID), "cgroup "+g.Name())
+	s.removeLeftovers(t, r.ID)
+	check(t, s.leftovers(t, r.ID))
+	if cgroup.Exists(g.Name()) {
+		t.Error("the group is left")
 	}
-	check(t, s.leftovers(t, all...), "cgroup vmsan-"+theirs)
-	s.removeLeftovers(t, all...)
-	check(t, s.leftovers(t, all...))
 }
 
 // TestLeftoverNetworks holds networks open as a process would that nobody
@@ -319,7 +333,7 @@ func TestLeftoverSettles(t *testing.T) {
 	t.Parallel()
 	s := testService(t)
 	r := s.died(t, func(r *store.Record) { r.Status = api.StatusStopped })
-	sleep := exec.Command("sh", "-c", "sleep 0.2; rm -r "+s.layout.SandboxRun(r.ID))
+	sleep := exec.Command("sh", "-c", "sleep 0.1; rm -r "+s.layout.SandboxRun(r.ID))
 	sleep.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	if err := sleep.Start(); err != nil {
 		t.Fatal(err)
