@@ -30,41 +30,16 @@ func (a *app) runGC(ctx context.Context, dryRun bool) error {
 	if err != nil {
 		return err
 	}
-	found, findErr := sandbox.At(layout, a.log).Leftovers(ctx)
-	c := api.Collection{Removed: []api.Leftover{}, Kept: []api.Leftover{}, Failed: []api.Leftover{}}
-	var failure error
-	for _, l := range found {
-		shown := api.Leftover{What: l.What, VM: l.VM, Kept: l.Kept}
-		switch {
-		case l.Kept != "":
-			c.Kept = append(c.Kept, shown)
-		case dryRun:
-			c.Removed = append(c.Removed, shown)
-		default:
-			if err := l.Remove(ctx); err != nil {
-				shown.Error, failure = err.Error(), err
-				c.Failed = append(c.Failed, shown)
-				continue
-			}
-			c.Removed = append(c.Removed, shown)
-		}
-	}
-	if findErr != nil && len(found) == 0 {
-		return findErr
-	}
-	if a.json {
+	c, err := sandbox.At(layout, a.log).CollectLeftovers(ctx, dryRun)
+	if a.json && (err == nil || len(c.Failed) > 0) {
 		a.printJSON(c)
 	} else {
 		a.printCollection(c, dryRun)
 	}
-	if findErr != nil {
-		a.log.Warn("look for leftovers", "error", findErr)
-		failure = findErr
+	if len(c.Failed) > 0 {
+		return exitStatus(api.KindInternal)
 	}
-	if failure != nil {
-		return exitStatus(api.Codes[api.AsError(failure).Code].Kind)
-	}
-	return nil
+	return err
 }
 
 func (a *app) printCollection(c api.Collection, dryRun bool) {

@@ -256,36 +256,42 @@ func writeTrial(path string) error {
 
 // checkLeftovers mends, too.
 func checkLeftovers(ctx context.Context, o *Options) verdict {
-	found, err := o.Leftovers(ctx)
-	if err != nil {
-		return fail("vmsan doctor leftovers", "leftovers cannot be looked for: %v", err)
-	}
 	var fixed []string
 	if o.Fix {
-		if fixed, err = removeAll(ctx, found); err != nil {
+		var err error
+		if fixed, err = removeLeftovers(ctx, o.Leftovers); err != nil {
 			return verdict{api.HealthFail, err.Error(), "vmsan doctor leftovers --fix", fixed}
 		}
-		if found, err = o.Leftovers(ctx); err != nil {
-			return verdict{api.HealthFail, err.Error(), "vmsan doctor leftovers", fixed}
-		}
+	}
+	found, err := o.Leftovers(ctx)
+	if err != nil {
+		return verdict{api.HealthFail, fmt.Sprintf("leftovers cannot be looked for: %v", err), "vmsan doctor leftovers", fixed}
 	}
 	v := judgeLeftovers(found)
 	v.fixed = fixed
 	return v
 }
 
-func removeAll(ctx context.Context, found []Leftover) (fixed []string, err error) {
-	for _, l := range found {
-		if l.Kept != "" {
-			continue
+// removeLeftovers looks again after it has removed something: of some things it
+// is certain only then that they are left.
+func removeLeftovers(ctx context.Context, find func(context.Context) ([]Leftover, error)) (fixed []string, err error) {
+	for {
+		found, err := find(ctx)
+		before := len(fixed)
+		for _, l := range found {
+			if l.Kept != "" {
+				continue
+			}
+			if removeErr := l.Remove(ctx); removeErr != nil {
+				err = errors.Join(err, removeErr)
+				continue
+			}
+			fixed = append(fixed, "removed "+l.What)
 		}
-		if removeErr := l.Remove(ctx); removeErr != nil {
-			err = errors.Join(err, removeErr)
-			continue
+		if err != nil || len(fixed) == before {
+			return fixed, err
 		}
-		fixed = append(fixed, "removed "+l.What)
 	}
-	return fixed, err
 }
 
 func judgeLeftovers(found []Leftover) verdict {
@@ -299,7 +305,7 @@ func judgeLeftovers(found []Leftover) verdict {
 	}
 	switch {
 	case len(dead) > 0:
-		return warn("vmsan doctor leftovers --fix", "of dead sandboxes and commands is left: %s", strings.Join(dead, "; "))
+		return warn("vmsan doctor leftovers --fix", "of dead sandboxes and commands is left: %s", strings.Join(append(dead, kept...), "; "))
 	case len(kept) > 0:
 		return pass("what looks like leftovers cannot be proved to be: %s", strings.Join(kept, "; "))
 	}

@@ -58,9 +58,13 @@ func (s *Service) Leftovers(ctx context.Context) ([]Leftover, error) {
 	case <-time.After(settleTime):
 	}
 	again, err := s.findLeftovers(ctx)
-	return slices.DeleteFunc(again, func(l Leftover) bool {
-		return !slices.ContainsFunc(first, func(f Leftover) bool { return f.What == l.What && f.VM == l.VM })
-	}), err
+	return slices.DeleteFunc(again, func(l Leftover) bool { return !slices.ContainsFunc(first, l.same) }), err
+}
+
+// same tells whether two looks found the same. There may be less of a sandbox at
+// the second.
+func (l Leftover) same(other Leftover) bool {
+	return l.VM == other.VM && (l.VM != "" || l.What == other.What)
 }
 
 func (s *Service) findLeftovers(ctx context.Context) (found []Leftover, err error) {

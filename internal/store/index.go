@@ -113,7 +113,8 @@ func (x *index) takeSlot(usable func(slot int) (bool, error)) (int, error) {
 // Forgotten counts the slots that are noted as taken and that no sandbox has:
 // whoever removed theirs was killed before the end. With mend they are given
 // back. While a sandbox is being removed, or has a record that cannot be read,
-// it is not certain whose they are, and none count.
+// it is not certain whose they are, and none count; nor while there are sockets
+// of a sandbox without files, which may live and use its number.
 func (l Layout) Forgotten(ctx context.Context, mend bool) (n int, err error) {
 	x := &index{layout: l, dir: l.Index()}
 	if _, err := os.Stat(x.slotsFile()); errors.Is(err, fs.ErrNotExist) {
@@ -139,8 +140,10 @@ func (x *index) forgotten() (n int, err error) {
 		return 0, err
 	}
 	// After the records: one that is missing there has its grave by now.
-	if removing, err := x.layout.removing(); err != nil || removing {
-		return 0, err
+	for _, uncertain := range []func() (bool, error){x.layout.removing, x.layout.haunted} {
+		if yes, err := uncertain(); err != nil || yes {
+			return 0, err
+		}
 	}
 	have := &index{}
 	for _, r := range records {
@@ -161,6 +164,14 @@ func (l Layout) removing() (bool, error) {
 	graves, err := filepath.Glob(filepath.Join(l.Tmp(), gravePrefix+"-*"))
 	return slices.ContainsFunc(graves, func(path string) bool {
 		return !slices.Contains(dead, filepath.Base(path))
+	}), err
+}
+
+// haunted tells whether a sandbox without files has a run directory.
+func (l Layout) haunted() (bool, error) {
+	entries, err := os.ReadDir(l.Run)
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
+		return ValidID(e.Name()) && l.gone(e.Name())
 	}), err
 }
 
