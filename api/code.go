@@ -21,6 +21,7 @@ const (
 	KindPermission  Kind = 8  // the user may not do that
 	KindExhausted   Kind = 9  // out of disk, memory, addresses or numbers
 	KindGuest       Kind = 10 // the guest failed or misbehaved
+	KindUnfit       Kind = 11 // doctor found something that does not work
 )
 
 // The codes.

@@ -101,6 +101,7 @@ var kinds = map[Kind]string{
 	KindPermission:  "the user may not do that",
 	KindExhausted:   "out of disk, memory or numbers",
 	KindGuest:       "the guest failed or misbehaved",
+	KindUnfit:       "doctor found something that does not work",
 }
 
 func exitCodesPage() string {

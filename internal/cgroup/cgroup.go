@@ -6,6 +6,7 @@ package cgroup
 import (
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -80,8 +81,10 @@ func (h host) create(name string, limits Limits) (*Group, error) {
 
 func (h host) make(name string, limits Limits) error {
 	if h.unified {
-		if err := h.checkUnified(); err != nil {
-			return err
+		for _, c := range controllers {
+			if err := h.checkUnified(c); err != nil {
+				return err
+			}
 		}
 		_, err := cgroup2.NewManager(h.root, "/"+name, cgroup2.ToResources(limits.resources()))
 		return err
@@ -90,18 +93,28 @@ func (h host) make(name string, limits Limits) error {
 	return err
 }
 
+// check finds out whether the host has a controller.
+func (h host) check(c cgroup1.Name) error {
+	if h.unified {
+		return h.checkUnified(c)
+	}
+	all, err := cgroup1.Default()
+	if err != nil {
+		return err
+	}
+	_, err = find(all, c)
+	return err
+}
+
 // checkUnified finds out why limits could not be set, before the kernel says
 // no more than "no such file".
-func (h host) checkUnified() error {
+func (h host) checkUnified(c cgroup1.Name) error {
 	list, err := os.ReadFile(filepath.Join(h.root, "cgroup.controllers"))
 	if err != nil {
 		return err
 	}
-	have := strings.Fields(string(list))
-	for _, c := range controllers {
-		if !slices.Contains(have, string(c)) {
-			return missing(c)
-		}
+	if !slices.Contains(strings.Fields(string(list)), string(c)) {
+		return missing(c)
 	}
 	return nil
 }
@@ -114,16 +127,26 @@ func hierarchy() ([]cgroup1.Subsystem, error) {
 	}
 	var ours []cgroup1.Subsystem
 	for _, c := range controllers {
-		at := slices.IndexFunc(all, func(s cgroup1.Subsystem) bool { return s.Name() == c })
-		if at < 0 {
-			return nil, missing(c)
+		s, err := find(all, c)
+		if err != nil {
+			return nil, err
 		}
-		ours = append(ours, all[at])
+		ours = append(ours, s)
 	}
 	return ours, nil
 }
 
-func missing(c cgroup1.Name) error { return fmt.Errorf("the host has no cgroup controller %q", c) }
+func find(all []cgroup1.Subsystem, c cgroup1.Name) (cgroup1.Subsystem, error) {
+	at := slices.IndexFunc(all, func(s cgroup1.Subsystem) bool { return s.Name() == c })
+	if at < 0 {
+		return nil, missing(c)
+	}
+	return all[at], nil
+}
+
+var errMissing = errors.New("the host has no cgroup controller")
+
+func missing(c cgroup1.Name) error { return fmt.Errorf("%w %q", errMissing, c) }
 
 // validName is a single path element that cannot be mistaken for another
 // directory of the host's.
@@ -224,6 +247,99 @@ func Exists(name string) bool {
 	return checkName(name) == nil && slices.ContainsFunc(here().directories(name), isDirectory)
 }
 
+// List returns the names of the groups that begin with prefix, sorted.
+func List(prefix string) ([]string, error) { return here().list(prefix) }
+
+func (h host) list(prefix string) (names []string, err error) {
+	for _, parent := range h.directories("") {
+		entries, err := os.ReadDir(parent)
+		if err != nil && !errors.Is(err, fs.ErrNotExist) {
+			return nil, fmt.Errorf("list cgroups: %w", err)
+		}
+		for _, e := range entries {
+			if e.IsDir() && strings.HasPrefix(e.Name(), prefix) && checkName(e.Name()) == nil {
+				names = append(names, e.Name())
+			}
+		}
+	}
+	slices.Sort(names)
+	return slices.Compact(names), nil
+}
+
+// Members are the processes in the group name. A group that does not exist has
+// none.
+func Members(name string) ([]int, error) { return here().members(name) }
+
+func (h host) members(name string) (all []int, err error) {
+	for _, dir := range h.directories(name) {
+		pids, err := membersAt(dir)
+		if err != nil {
+			return nil, fmt.Errorf("read cgroup %s: %w", name, err)
+		}
+		all = append(all, pids...)
+	}
+	slices.Sort(all)
+	return slices.Compact(all), nil
+}
+
+func membersAt(dir string) (pids []int, err error) {
+	list, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENODEV) { // it is being removed
+		return nil, nil
+	}
+	if err != nil {
+		return nil, err
+	}
+	for _, field := range strings.Fields(string(list)) {
+		if pid, err := strconv.Atoi(field); err == nil {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// RemoveEmpty removes the group name unless something is in it, which the
+// kernel knows. A group that does not exist is no error.
+func RemoveEmpty(name string) error {
+	if err := checkName(name); err != nil {
+		return err
+	}
+	for _, dir := range here().directories(name) {
+		if err := unix.Rmdir(dir); err != nil && !errors.Is(err, unix.ENOENT) {
+			return fmt.Errorf("remove cgroup %s: %w", name, err)
+		}
+	}
+	return nil
+}
+
+// Mode says how the host has its cgroups.
+func Mode() string {
+	switch cgroups.Mode() {
+	case cgroups.Unified:
+		return "cgroup v2"
+	case cgroups.Hybrid:
+		return "cgroup v1 and v2 (hybrid; the controllers are v1's)"
+	case cgroups.Legacy:
+		return "cgroup v1"
+	}
+	return "no cgroups"
+}
+
+// Missing lists the controllers that limits need and the host has not.
+func Missing() ([]string, error) { return here().missing() }
+
+func (h host) missing() (names []string, err error) {
+	for _, c := range controllers {
+		err := h.check(c)
+		if errors.Is(err, errMissing) {
+			names = append(names, string(c))
+		} else if err != nil {
+			return nil, err
+		}
+	}
+	return names, nil
+}
+
 func isDirectory(path string) bool {
 	info, err := os.Stat(path)
 	return err == nil && info.IsDir()
@@ -263,13 +379,12 @@ func removeDirectory(dir string) error {
 // killAll kills the processes in the group at dir, except the caller, which
 // may have a thread there that is starting a child.
 func killAll(dir string) error {
-	list, err := os.ReadFile(filepath.Join(dir, "cgroup.procs"))
+	members, err := membersAt(dir)
 	if err != nil {
 		return err
 	}
-	for _, field := range strings.Fields(string(list)) {
-		pid, err := strconv.Atoi(field)
-		if err != nil || pid <= 1 || pid == os.Getpid() {
+	for _, pid := range members {
+		if pid <= 1 || pid == os.Getpid() {
 			continue
 		}
 		if err := killMember(dir, pid); err != nil {

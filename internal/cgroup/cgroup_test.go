@@ -1,11 +1,13 @@
 package cgroup
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -121,6 +123,52 @@ func TestRemoveKillsMembers(t *testing.T) {
 
 // A thread of the caller that is in the group keeps it from being removed,
 // and costs nobody their life.
+// TestFindAndRemoveEmpty: a group with a process in it is not empty.
+func TestFindAndRemoveEmpty(t *testing.T) {
+	testenv.RequireRoot(t)
+	full, empty := create(t, "full"), create(t, "empty")
+	cmd := startIn(t, full)
+	names, err := List(testenv.CgroupPrefix())
+	if want := []string{empty.Name(), full.Name()}; err != nil || !slices.Equal(names, want) {
+		t.Errorf("got %v, %v; want %v", names, err, want)
+	}
+	if members, err := Members(full.Name()); err != nil || !slices.Equal(members, []int{cmd.Process.Pid}) {
+		t.Errorf("members %v, %v; want %d", members, err, cmd.Process.Pid)
+	}
+	if members, err := Members(empty.Name()); err != nil || len(members) > 0 {
+		t.Errorf("the empty group has the members %v, %v", members, err)
+	}
+	if err := RemoveEmpty(full.Name()); !errors.Is(err, unix.EBUSY) || !Exists(full.Name()) {
+		t.Errorf("a group with a member: %v", err)
+	}
+	for range 2 {
+		if err := RemoveEmpty(empty.Name()); err != nil || Exists(empty.Name()) {
+			t.Errorf("an empty group: %v", err)
+		}
+	}
+	if members, err := Members(empty.Name()); err != nil || len(members) > 0 {
+		t.Errorf("a group that is gone has the members %v, %v", members, err)
+	}
+	if err := errors.Join(cmd.Process.Kill(), Remove(full.Name())); err != nil {
+		t.Error(err)
+	}
+	cmd.Wait() // it was killed
+}
+
+func TestMissing(t *testing.T) {
+	testenv.RequireRoot(t)
+	if names, err := Missing(); err != nil || len(names) > 0 {
+		t.Errorf("got %v, %v", names, err)
+	}
+	root := t.TempDir()
+	if err := os.WriteFile(filepath.Join(root, "cgroup.controllers"), []byte("cpuset cpu io\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if names, err := (host{root, true}).missing(); err != nil || !slices.Equal(names, []string{"memory", "pids"}) {
+		t.Errorf("got %v, %v", names, err)
+	}
+}
+
 func TestRemoveSparesCaller(t *testing.T) {
 	testenv.RequireRoot(t)
 	g := create(t, "caller")

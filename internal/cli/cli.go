@@ -205,7 +205,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		}},
 		{"Images:", []*cobra.Command{a.imageCommand()}},
 		{"This program:", []*cobra.Command{
-			a.setupCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
+			a.setupCommand(), a.doctorCommand(), a.gcCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
 		}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})
@@ -242,18 +242,27 @@ func withoutTime(_ []string, attr slog.Attr) slog.Attr {
 	return attr
 }
 
-// service opens the state directory.
-func (a *app) service() (*sandbox.Service, error) {
+// stateLayout names the files of the state directory.
+func (a *app) stateLayout() (store.Layout, error) {
 	if a.dir != "" && !filepath.IsAbs(a.dir) {
 		abs, err := filepath.Abs(a.dir)
 		if err != nil {
-			return nil, fmt.Errorf("make state directory absolute: %w", err)
+			return store.Layout{}, fmt.Errorf("make state directory absolute: %w", err)
 		}
 		a.dir = abs
 	}
 	layout, err := store.NewLayout(a.dir)
 	if err != nil {
-		return nil, api.Errorf(api.ErrValidationStateDir, "%w", err).WithFlag("--dir")
+		return store.Layout{}, api.Errorf(api.ErrValidationStateDir, "%w", err).WithFlag("--dir")
+	}
+	return layout, nil
+}
+
+// service opens the state directory.
+func (a *app) service() (*sandbox.Service, error) {
+	layout, err := a.stateLayout()
+	if err != nil {
+		return nil, err
 	}
 	return sandbox.Open(layout, a.log)
 }

@@ -101,10 +101,14 @@ const (
 	uidRanges = 1024
 )
 
-func (m *monitor) firstUser() uint32 {
+func (m *monitor) firstUser() uint32 { return Users(m.layout) + 2*uint32(m.record.Slot) }
+
+// Users is the first of the host's users of the sandboxes of a state directory,
+// which are twice store.Slots.
+func Users(l store.Layout) (first uint32) {
 	directory := fnv.New32a()
-	io.WriteString(directory, m.layout.Dir)
-	return firstUID + directory.Sum32()%uidRanges*2*store.Slots + 2*uint32(m.record.Slot)
+	io.WriteString(directory, l.Dir)
+	return firstUID + directory.Sum32()%uidRanges*2*store.Slots
 }
 
 // Cgroups are the names of the control groups of the sandbox id: its VMM's and

@@ -57,6 +57,7 @@ func (m *monitor) makeNetwork(ctx context.Context) (err error) {
 	}
 	n.Network, err = network.Create(ctx, network.Config{
 		ID: m.id, Slot: m.record.Slot, Pool: s.Pool, Policy: s.Policy, Bandwidth: s.Bandwidth,
+		Owner: m.layout.Run,
 	})
 	if err != nil {
 		return networkError(err)

@@ -42,3 +42,17 @@ func BenchmarkCreate(b *testing.B) {
 }
 
 func median(d []time.Duration) time.Duration { return slices.Sorted(slices.Values(d))[len(d)/2] }
+
+// BenchmarkCheckForwarding reads no rules, and those that Docker makes.
+func BenchmarkCheckForwarding(b *testing.B) {
+	testenv.RequireRoot(b)
+	for _, host := range hostRules[:2] {
+		b.Run(host.name, func(b *testing.B) {
+			runAll(b, host.commands)
+			defer runAll(b, host.undo)
+			for b.Loop() {
+				CheckForwarding(testPool)
+			}
+		})
+	}
+}

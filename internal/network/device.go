@@ -42,6 +42,7 @@ type device struct {
 	name    string
 	mac     net.HardwareAddr // optional
 	address netip.Prefix
+	alias   string // whose it is, for people and for Find; optional
 }
 
 // configure gives a device its addresses, makes it forward and brings it up.
@@ -62,7 +63,7 @@ func configure(links *links, d device) (netlink.Link, error) {
 	if err := links.AddrAdd(link, &netlink.Addr{IPNet: ipNet(d.address)}); err != nil {
 		return nil, fmt.Errorf("give %s the address %s: %w", d.name, d.address, err)
 	}
-	if err := links.bringUp(link, d.mac); err != nil {
+	if err := links.bringUp(link, d.mac, d.alias); err != nil {
 		return nil, fmt.Errorf("bring %s up: %w", d.name, err)
 	}
 	return link, nil

@@ -52,14 +52,14 @@ func (h *host) addLink(name string, other *os.File) error {
 }
 
 // connect makes the host's end of a link work.
-func (h *host) connect(id string, l lease, p policy.Policy) error {
-	name := linkName(id)
+func (h *host) connect(c Config, l lease) error {
+	name, p := linkName(c.ID), c.Policy
 	if len(p.AllowedCIDRs) > 0 {
 		if err := h.rules.Admit(name, p); err != nil {
 			return err
 		}
 	}
-	if _, err := configure(h.links, device{name: name, address: l.host}); err != nil {
+	if _, err := configure(h.links, device{name: name, address: l.host, alias: c.Owner}); err != nil {
 		return err
 	}
 	return h.forwardReplies(p)
@@ -228,4 +228,12 @@ func Forwarded() (accepted, passed uint64, err error) {
 	}
 	defer rules.Close()
 	return rules.Counters()
+}
+
+// Reaches fails if the host has no route to an address. Nothing is sent there.
+func Reaches(a netip.Addr) error {
+	if _, err := netlink.RouteGet(a.AsSlice()); err != nil {
+		return fmt.Errorf("there is no route to %s: %w", a, err)
+	}
+	return nil
 }

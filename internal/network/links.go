@@ -38,6 +38,20 @@ func (l *links) close() {
 	}
 }
 
+// dumpTries bounds how often a listing begins anew.
+const dumpTries = 20
+
+// whole repeats a listing that was interrupted, as the kernel says when things
+// come or go meanwhile.
+func whole[T any](list func() ([]T, error)) (all []T, err error) {
+	for range dumpTries {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
 // request makes a request of a kind that the library does not know.
 func (l *links) request(kind, flags int) *nl.NetlinkRequest {
 	return &nl.NetlinkRequest{
@@ -50,8 +64,8 @@ func (l *links) request(kind, flags int) *nl.NetlinkRequest {
 const devconfForwarding = 1
 
 // bringUp makes a device forward IPv4, brings it up, and gives it its hardware
-// address unless that is nil, all in one request.
-func (l *links) bringUp(link netlink.Link, mac net.HardwareAddr) error {
+// address and its alias unless they are empty, all in one request.
+func (l *links) bringUp(link netlink.Link, mac net.HardwareAddr, alias string) error {
 	up := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	up.Index = int32(link.Attrs().Index)
 	up.Flags, up.Change = unix.IFF_UP, unix.IFF_UP
@@ -59,6 +73,9 @@ func (l *links) bringUp(link netlink.Link, mac net.HardwareAddr) error {
 	request.AddData(up)
 	if mac != nil {
 		request.AddData(nl.NewRtAttr(unix.IFLA_ADDRESS, mac))
+	}
+	if alias != "" {
+		request.AddData(nl.NewRtAttr(unix.IFLA_IFALIAS, []byte(alias)))
 	}
 	families := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	families.AddRtAttr(unix.AF_INET, nil).

@@ -36,6 +36,9 @@ type Config struct {
 	Policy policy.Policy
 	// Bandwidth is optional.
 	Bandwidth policy.Bandwidth
+	// Owner is a word of at most 255 bytes that Find tells the sandboxes of
+	// different owners by. Optional.
+	Owner string
 }
 
 // Network is a sandbox's network. Its methods may be called from any
@@ -98,7 +101,7 @@ func Create(ctx context.Context, c Config) (n *Network, err error) {
 	if err := in.connect(lease, c.Bandwidth); err != nil {
 		return nil, err
 	}
-	if err := host.connect(c.ID, lease, c.Policy); err != nil {
+	if err := host.connect(c, lease); err != nil {
 		return nil, err
 	}
 	return n, ctx.Err()

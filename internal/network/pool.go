@@ -52,7 +52,7 @@ func CheckPool(pool netip.Prefix) error {
 }
 
 func (l *links) checkAddresses(pool netip.Prefix) error {
-	addresses, err := l.AddrList(nil, netlink.FAMILY_V4)
+	addresses, err := whole(func() ([]netlink.Addr, error) { return l.AddrList(nil, netlink.FAMILY_V4) })
 	if err != nil {
 		return fmt.Errorf("list addresses: %w", err)
 	}
@@ -67,7 +67,9 @@ func (l *links) checkAddresses(pool netip.Prefix) error {
 
 // checkRoutes looks at those of all tables: VPNs have their own.
 func (l *links) checkRoutes(pool netip.Prefix) error {
-	routes, err := l.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	routes, err := whole(func() ([]netlink.Route, error) {
+		return l.RouteListFiltered(netlink.FAMILY_V4, &netlink.Route{Table: unix.RT_TABLE_UNSPEC}, netlink.RT_FILTER_TABLE)
+	})
 	if err != nil {
 		return fmt.Errorf("list routes: %w", err)
 	}

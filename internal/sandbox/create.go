@@ -54,6 +54,7 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 	}
 	defer lock.Release()
 	record.Trace = append(record.Trace, stage("allocate", began, ""))
+	warn := s.watchFirewall(record.Spec)
 	// From here on the record keeps the image, which nothing did before.
 	_, err = s.images().CheckSettled(ctx, record.Spec.Image)
 	if err == nil {
@@ -65,6 +66,7 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 	if err != nil {
 		return nil, errors.Join(err, s.discard(record.ID))
 	}
+	warn()
 	return s.layout.Load(record.ID)
 }
 

@@ -135,6 +135,27 @@ func checkRoute() error {
 	return nil
 }
 
+// watchFirewall looks whether the host's firewall is in the way of a sandbox,
+// while that comes up. warn says so, if it is known by then: nobody waits for
+// it, and what is left to read of somebody's long rules is not read.
+func (s *Service) watchFirewall(spec store.Spec) (warn func()) {
+	if !spec.Networked() || spec.Policy.Mode == policy.DenyAll {
+		return func() {}
+	}
+	found := make(chan error, 1)
+	go func() { found <- network.CheckForwarding(spec.Pool) }()
+	return func() {
+		select {
+		case err := <-found:
+			var host *network.HostError
+			if errors.As(err, &host) {
+				s.log.Warn(err.Error(), "hint", host.Hint)
+			}
+		default:
+		}
+	}
+}
+
 // PolicyLists are the lists of a policy as typed.
 type PolicyLists struct{ AllowedDomains, AllowedCIDRs, DeniedCIDRs []string }
 

@@ -2,6 +2,7 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 
@@ -9,6 +10,7 @@ import (
 	"github.com/vmsan/vmsan/internal/cgroup"
 	"github.com/vmsan/vmsan/internal/monitor"
 	"github.com/vmsan/vmsan/internal/network"
+	"github.com/vmsan/vmsan/internal/scratch"
 	"github.com/vmsan/vmsan/internal/store"
 )
 
@@ -80,18 +82,22 @@ func (s *Service) removeBroken(id string) error {
 			WithHint("vmsan stop %s", id)
 	}
 	defer lock.Release()
-	for _, name := range monitor.Cgroups(id) {
-		if err := cgroup.Remove(name); err != nil {
-			return err
-		}
-	}
-	if os.Geteuid() == 0 {
-		if err := network.CleanUp(id); err != nil {
-			return err
-		}
-	}
-	if err := os.RemoveAll(s.layout.SandboxRun(id)); err != nil {
+	if err := s.takeBackByID(id); err != nil {
 		return err
 	}
 	return s.layout.Delete(id)
+}
+
+// takeBackByID removes everything that follows from a sandbox's id alone,
+// besides its files, where nobody knows more of it.
+func (s *Service) takeBackByID(id string) error {
+	var errs []error
+	for _, name := range monitor.Cgroups(id) {
+		errs = append(errs, cgroup.Remove(name))
+	}
+	if os.Geteuid() == 0 {
+		errs = append(errs, network.CleanUp(id))
+	}
+	run := s.layout.SandboxRun(id)
+	return errors.Join(append(errs, scratch.UnmountBelow(run), os.RemoveAll(run))...)
 }

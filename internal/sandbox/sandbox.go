@@ -35,6 +35,10 @@ func Open(layout store.Layout, log *slog.Logger) (*Service, error) {
 	return &Service{layout: layout, log: log}, nil
 }
 
+// At returns the service of a state directory as it is, for who only looks at
+// it: nothing is made or removed there, and it need not exist.
+func At(layout store.Layout, log *slog.Logger) *Service { return &Service{layout: layout, log: log} }
+
 // Driver returns the driver with that name.
 func Driver(name string) (vmm.Driver, error) {
 	switch name {

@@ -11,6 +11,7 @@ import (
 	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/kernel"
 	"github.com/vmsan/vmsan/internal/network"
+	"github.com/vmsan/vmsan/internal/scratch"
 	"github.com/vmsan/vmsan/internal/setup"
 	"github.com/vmsan/vmsan/internal/vmm"
 	"github.com/vmsan/vmsan/internal/vmm/qemu"
@@ -150,7 +151,13 @@ const probeUID = 1_599_999_999
 func (s *Service) probe(ctx context.Context, driver vmm.Driver, accel string, k kernel.Kernel) error {
 	ctx, cancel := context.WithTimeoutCause(ctx, probeTime, fmt.Errorf("the guest did not answer within %s", probeTime))
 	defer cancel()
-	shut, release, err := helperJail(s.layout.Run, "probe-", probeUID)
+	// In a scratch directory, which goes even if this process is killed.
+	dir, err := scratch.New(s.layout.Tmp(), "probe")
+	if err != nil {
+		return err
+	}
+	defer dir.Close()
+	shut, release, err := helperJail(dir.Path, "jail-", probeUID)
 	if err != nil {
 		return err
 	}

@@ -9,6 +9,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -157,6 +158,46 @@ func Sweep(parent string) ([]string, error) {
 	return swept, failures
 }
 
+// Dead lists the directories in parent whose maker is gone: those that Sweep
+// would remove.
+func Dead(parent string) (names []string, err error) {
+	entries, err := os.ReadDir(parent)
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("look through scratch directories: %w", err)
+	}
+	for _, e := range entries {
+		if !e.IsDir() {
+			continue
+		}
+		lock, err := lockDir(filepath.Join(parent, e.Name()))
+		if err == nil {
+			lock.Close()
+			names = append(names, e.Name())
+		}
+	}
+	return names, nil
+}
+
+// Remove removes a directory whose maker is gone, with what is mounted in it.
+// One that is alive, or gone as well, is left as it is.
+func Remove(path string) error {
+	lock, err := lockDir(path)
+	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("remove scratch directory: %w", err)
+	}
+	defer lock.Close()
+	if err := UnmountBelow(path); err != nil {
+		return fmt.Errorf("remove scratch directory: %w", err)
+	}
+	return removeAll(path)
+}
+
 func sweepOne(path string) (bool, error) {
 	lock, err := lockDir(path)
 	if errors.Is(err, unix.EWOULDBLOCK) || errors.Is(err, fs.ErrNotExist) {
@@ -200,12 +241,12 @@ func isStill(path string, lock *os.File) bool {
 // tree in which something is mounted: a builder of root file systems that was
 // killed may have left the host's /dev there.
 func removeAll(path string) error {
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	mounts, err := mountsBelow(path)
 	if err != nil {
 		return err
 	}
-	if at := mountBelow(string(mounts), path); at != "" {
-		return fmt.Errorf("remove %s: something is mounted on %s", path, at)
+	if len(mounts) > 0 {
+		return fmt.Errorf("remove %s: something is mounted on %s", path, mounts[0])
 	}
 	err = os.RemoveAll(path)
 	if err == nil || !errors.Is(err, fs.ErrPermission) {
@@ -217,18 +258,47 @@ func removeAll(path string) error {
 	return os.RemoveAll(path)
 }
 
-// mountBelow returns a mount point below path, if there is one.
-func mountBelow(mountinfo, path string) string {
-	// The kernel writes these as octal: proc_pid_mountinfo(5).
-	escape := strings.NewReplacer(" ", `\040`, "\t", `\011`, "\n", `\012`, `\`, `\134`)
-	prefix := escape.Replace(path) + "/"
-	for line := range strings.Lines(mountinfo) {
-		fields := strings.Fields(line)
-		if len(fields) > 4 && strings.HasPrefix(fields[4], prefix) {
-			return fields[4]
+// UnmountBelow takes away what is mounted below a directory that belongs to
+// nobody any more. What is in use stays, and is an error.
+func UnmountBelow(path string) error {
+	mounts, err := mountsBelow(path)
+	if err != nil {
+		return err
+	}
+	// Those on top of others come later.
+	for _, at := range slices.Backward(mounts) {
+		if err := unix.Unmount(at, unix.UMOUNT_NOFOLLOW); err != nil {
+			return fmt.Errorf("unmount %s: %w", at, err)
 		}
 	}
-	return ""
+	return nil
+}
+
+func mountsBelow(path string) ([]string, error) {
+	info, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return nil, err
+	}
+	return mountPointsBelow(string(info), path), nil
+}
+
+// unescape undoes what the kernel does to mount points:
+// proc_pid_mountinfo(5).
+var unescape = strings.NewReplacer(`\040`, " ", `\011`, "\t", `\012`, "\n", `\134`, `\`)
+
+// mountPointsBelow lists the mount points below path, in the order of their
+// mounting.
+func mountPointsBelow(mountinfo, path string) (list []string) {
+	for line := range strings.Lines(mountinfo) {
+		fields := strings.Fields(line)
+		if len(fields) <= 4 {
+			continue
+		}
+		if at := unescape.Replace(fields[4]); strings.HasPrefix(at, path+"/") {
+			list = append(list, at)
+		}
+	}
+	return list
 }
 
 func makeWritable(path string) error {

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"slices"
 	"testing"
 	"time"
 
@@ -30,6 +31,9 @@ func TestSweepKeepsWhatIsAlive(t *testing.T) {
 	}
 	if err := os.Chmod(filepath.Join(dead, "sub"), 0o555); err != nil {
 		t.Fatal(err)
+	}
+	if found, err := Dead(parent); err != nil || !slices.Equal(found, []string{"dead-1"}) {
+		t.Errorf("dead are %v, %v", found, err)
 	}
 	swept, err := Sweep(parent)
 	if err != nil {
@@ -129,19 +133,20 @@ func TestPublishReplaces(t *testing.T) {
 	}
 }
 
-func TestMountBelow(t *testing.T) {
+func TestMountPointsBelow(t *testing.T) {
 	const info = `22 1 254:0 / / rw - ext4 /dev/vda rw
 23 22 0:21 / /state/tmp/build-1/chroot/dev rw - devtmpfs udev rw
-24 22 0:22 / /state/tmp/with\040space/proc rw - proc proc rw
+24 23 0:25 / /state/tmp/build-1/chroot/dev/pts rw - devpts devpts rw
+25 22 0:22 / /state/tmp/with\040space/proc rw - proc proc rw
 `
-	for path, want := range map[string]string{
-		"/state/tmp/build-1":    "/state/tmp/build-1/chroot/dev",
-		"/state/tmp/build-11":   "",
-		"/state/tmp/build":      "",
-		"/state/tmp/with space": `/state/tmp/with\040space/proc`,
+	for path, want := range map[string][]string{
+		"/state/tmp/build-1":    {"/state/tmp/build-1/chroot/dev", "/state/tmp/build-1/chroot/dev/pts"},
+		"/state/tmp/build-11":   nil,
+		"/state/tmp/build":      nil,
+		"/state/tmp/with space": {"/state/tmp/with space/proc"},
 	} {
-		if got := mountBelow(info, path); got != want {
-			t.Errorf("below %s: got %q, want %q", path, got, want)
+		if diff := cmp.Diff(want, mountPointsBelow(info, path)); diff != "" {
+			t.Errorf("below %s (-want +got):\n%s", path, diff)
 		}
 	}
 }

@@ -138,6 +138,10 @@ func (l Layout) WithName(ctx context.Context, id, name string, save func() error
 	return save()
 }
 
+// gravePrefix begins the names of scratch directories that removed sandboxes
+// are put into.
+const gravePrefix = "removed"
+
 // Delete removes all files of the sandbox id in one step, so that no half of
 // it is ever seen: its directory is renamed away first.
 func (l Layout) Delete(id string) error {
@@ -148,7 +152,7 @@ func (l Layout) Delete(id string) error {
 	if err != nil && !api.HasCode(err, api.ErrVMRecord) && !api.HasCode(err, api.ErrVMNotFound) {
 		return err
 	}
-	grave, err := scratch.New(l.Tmp(), "removed")
+	grave, err := scratch.New(l.Tmp(), gravePrefix)
 	if err != nil {
 		return fmt.Errorf("delete sandbox %s: %w", id, err)
 	}
@@ -160,10 +164,14 @@ func (l Layout) Delete(id string) error {
 	if err := os.RemoveAll(l.SandboxRun(id)); err != nil {
 		return fmt.Errorf("delete sockets of %s: %w", id, err)
 	}
+	// While the grave is open its slot is not taken for one that was forgotten.
+	if err := l.free(record); err != nil {
+		return err
+	}
 	if err := grave.Close(); err != nil {
 		return fmt.Errorf("delete files of %s: %w", id, err)
 	}
-	return l.free(record)
+	return nil
 }
 
 // free gives back the number and the name of a sandbox that is gone. Those of

@@ -1,14 +1,17 @@
 package store
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"math/bits"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/scratch"
 )
 
 // index knows which slots and names are taken without a look at every record:
@@ -105,6 +108,71 @@ func (x *index) takeSlot(usable func(slot int) (bool, error)) (int, error) {
 	}
 	return 0, api.Errorf(api.ErrVMSlotsExhausted, "all %d sandbox numbers are taken", Slots).
 		WithHint("vmsan rm VM...")
+}
+
+// Forgotten counts the slots that are noted as taken and that no sandbox has:
+// whoever removed theirs was killed before the end. With mend they are given
+// back. While a sandbox is being removed, or has a record that cannot be read,
+// it is not certain whose they are, and none count; nor while there are sockets
+// of a sandbox without files, which may live and use its number.
+func (l Layout) Forgotten(ctx context.Context, mend bool) (n int, err error) {
+	x := &index{layout: l, dir: l.Index()}
+	if _, err := os.Stat(x.slotsFile()); errors.Is(err, fs.ErrNotExist) {
+		return 0, nil
+	}
+	all, err := AcquireLock(ctx, l.Lock())
+	if err != nil {
+		return 0, err
+	}
+	defer all.Release()
+	if x, err = l.openIndex(); err != nil {
+		return 0, err
+	}
+	if n, err = x.forgotten(); err != nil || n == 0 || !mend {
+		return n, err
+	}
+	return n, x.rebuild()
+}
+
+func (x *index) forgotten() (n int, err error) {
+	records, broken, err := x.layout.List()
+	if err != nil || len(broken) > 0 {
+		return 0, err
+	}
+	// After the records: one that is missing there has its grave by now.
+	for _, uncertain := range []func() (bool, error){x.layout.removing, x.layout.haunted} {
+		if yes, err := uncertain(); err != nil || yes {
+			return 0, err
+		}
+	}
+	have := &index{}
+	for _, r := range records {
+		have.set(r.Slot, true)
+	}
+	for i := range x.slots {
+		n += bits.OnesCount8(x.slots[i] &^ have.slots[i])
+	}
+	return n, nil
+}
+
+// removing tells whether anybody is removing a sandbox.
+func (l Layout) removing() (bool, error) {
+	dead, err := scratch.Dead(l.Tmp())
+	if err != nil {
+		return false, err
+	}
+	graves, err := filepath.Glob(filepath.Join(l.Tmp(), gravePrefix+"-*"))
+	return slices.ContainsFunc(graves, func(path string) bool {
+		return !slices.Contains(dead, filepath.Base(path))
+	}), err
+}
+
+// haunted tells whether a sandbox without files has a run directory.
+func (l Layout) haunted() (bool, error) {
+	entries, err := os.ReadDir(l.Run)
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool {
+		return ValidID(e.Name()) && l.gone(e.Name())
+	}), err
 }
 
 // freeSlot returns -1 if there is none.

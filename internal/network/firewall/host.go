@@ -3,6 +3,7 @@ package firewall
 import (
 	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -155,7 +156,7 @@ func (h *Host) Admit(link string, p policy.Policy) error {
 		return h.Forget(link)
 	}
 	w := &writer{conn: h.conn, table: h.table}
-	plain, c := w.regular(link+"-plain"), w.regular(link)
+	plain, c := w.regular(link+plainSuffix), w.regular(link)
 	w.deny(c, p.DeniedCIDRs, drop)
 	w.allow(c, plain, p.AllowedCIDRs)
 	if err := h.conn.SetAddElements(h.sandboxes, []nftables.SetElement{{
@@ -179,7 +180,7 @@ func (h *Host) Forget(link string) error {
 	}}); err != nil {
 		return err
 	}
-	for _, name := range []string{link, link + "-plain"} {
+	for _, name := range []string{link, link + plainSuffix} {
 		c := &nftables.Chain{Table: h.table, Name: name}
 		h.conn.FlushChain(c)
 		h.conn.DelChain(c)
@@ -189,6 +190,23 @@ func (h *Host) Forget(link string) error {
 	}
 	return nil
 }
+
+// Links are the devices that have rules of their own, from Admit.
+func (h *Host) Links() (names []string, err error) {
+	chains, err := h.conn.ListChainsOfTableFamily(h.table.Family)
+	if err != nil {
+		return nil, fmt.Errorf("list chains of host: %w", err)
+	}
+	for _, c := range chains {
+		if c.Table.Name == tableName && strings.HasPrefix(c.Name, LinkPrefix) {
+			names = append(names, strings.TrimSuffix(c.Name, plainSuffix))
+		}
+	}
+	return names, nil
+}
+
+// plainSuffix ends the name of the second chain of a device.
+const plainSuffix = "-plain"
 
 // AddOpened says that a device forwards because we have told it to, for
 // replies to sandboxes to get through, on a host that does not forward

@@ -1,0 +1,71 @@
+package sandbox
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/agent/binary"
+	"github.com/vmsan/vmsan/internal/doctor"
+	"github.com/vmsan/vmsan/internal/kernel"
+	"github.com/vmsan/vmsan/internal/setup"
+	"github.com/vmsan/vmsan/internal/vmm/qemu"
+)
+
+// DoctorOptions say what to look at.
+type DoctorOptions struct {
+	Checks []string // all, if there are none
+	Fix    bool     // mend what can be mended
+	Probe  bool     // boot guests and ask resolvers, instead of believing
+	Found  func(api.Finding)
+}
+
+// Doctor looks at the host. It needs no state directory.
+func (s *Service) Doctor(ctx context.Context, o DoctorOptions) ([]api.Finding, error) {
+	for _, name := range o.Checks {
+		if !slices.Contains(doctor.Names(), name) {
+			return nil, api.Errorf(api.ErrValidationChoice, "Invalid CHECK: %.80q. Must be one of: %s.", name,
+				strings.Join(doctor.Names(), ", ")).WithHint("vmsan doctor --list")
+		}
+	}
+	driver := qemu.Driver{}
+	options := doctor.Options{
+		Layout: s.layout, Agent: binary.Digest(), Checks: o.Checks, Fix: o.Fix, Found: o.Found,
+		VMMs: []doctor.VMM{{
+			Name: driver.Features().Name, Version: driver.Version, Oldest: "7.2", Install: "apt-get install qemu-system-x86",
+		}},
+		Leftovers: s.leftoversForDoctor, AskResolvers: o.Probe,
+	}
+	if o.Probe {
+		options.Boot = s.bootAgain
+	}
+	return doctor.Run(ctx, options)
+}
+
+func (s *Service) leftoversForDoctor(ctx context.Context) ([]doctor.Leftover, error) {
+	found, err := s.Leftovers(ctx)
+	var list []doctor.Leftover
+	for _, l := range found {
+		what := l.What
+		if l.VM != "" {
+			what = l.VM + ": " + what
+		}
+		list = append(list, doctor.Leftover{What: what, Kept: l.Kept, Remove: l.Remove})
+	}
+	return list, err
+}
+
+// bootAgain is the probe of setup, with the kernel that sandboxes start with.
+func (s *Service) bootAgain(ctx context.Context, accel string) error {
+	ready, err := setup.Load(s.layout)
+	if err != nil {
+		return err
+	}
+	k, err := kernel.Load(s.layout, ready.Kernel)
+	if err != nil {
+		return fmt.Errorf("boot a guest: %w", err)
+	}
+	return s.probe(ctx, qemu.Driver{}, accel, k)
+}
