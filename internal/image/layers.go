@@ -69,14 +69,19 @@ func (s Store) ImportExt4(ctx context.Context, f io.ReaderAt, m Meta) (Image, er
 	if err != nil {
 		return Image{}, fmt.Errorf("import image: %w", unpack.Invalid(err))
 	}
-	archive, out := io.Pipe()
-	go func() {
-		err := writeTar(ctx, disk, out)
+	return s.importTree(ctx, func(visit func(string, *ext4.File) error) error {
+		err := disk.Walk(visit)
 		if errors.Is(err, ext4.ErrDamaged) {
 			err = unpack.Invalid(err)
 		}
-		out.CloseWithError(err)
-	}()
+		return err
+	}, m)
+}
+
+// importTree makes an image of files that other file systems have.
+func (s Store) importTree(ctx context.Context, walk walker, m Meta) (Image, error) {
+	archive, out := io.Pipe()
+	go func() { out.CloseWithError(writeTar(ctx, walk, out)) }()
 	defer archive.Close()
 	return s.ImportTar(ctx, archive, m)
 }
