@@ -2,14 +2,13 @@ package e2e
 
 import (
 	"archive/tar"
+	"crypto/sha256"
+	"fmt"
 	"io"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
-	"time"
-
-	"github.com/vmsan/vmsan/api"
 )
 
 // What a sandbox has written, replaced and removed becomes an image, whether it
@@ -47,36 +46,31 @@ func TestCommit(t *testing.T) {
 	}
 	files := h.exported(t, "running")
 	for _, name := range []string{"etc/hosts", "etc/machine-id", "run/secret", "dev/null"} {
-		if files[name] != "" {
-			t.Errorf("the image has %s: %q", name, files[name])
+		if file, ok := files[name]; ok {
+			t.Errorf("the image has %s: %s", name, file.start)
 		}
 	}
-	if files["etc/hostname"] != "the image's" || len(files["big"]) != 20<<20 {
-		t.Errorf("the image has the host name %q, and %d bytes in big", files["etc/hostname"], len(files["big"]))
+	if name, big := files["etc/hostname"].start, files["big"]; name != "the image's" || big.size != 20<<20 {
+		t.Errorf("the image has the host name %q, and %s in big", name, big)
 	}
 
 	// What is in the journal alone counts.
 	h.must("exec", "source", "--", "sh", "-c", "echo last >/last && busybox sync")
-	vmm := h.process(h.inspect("source").PIDs.VMM)
-	if err := vmm.Kill(); err != nil {
+	if err := h.process(h.inspect("source").PIDs.VMM).Kill(); err != nil {
 		t.Fatal(err)
 	}
-	for deadline := time.Now().Add(patience); h.inspect("source").Status == api.StatusRunning; time.Sleep(50 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the sandbox runs without its VMM")
-		}
-	}
+	h.awaitEnd(t, "source")
 	if one, two := commit("killed"), commit("again"); one != two {
 		t.Errorf("the disk of a killed sandbox makes %s and %s", one, two)
 	}
-	if got := h.exported(t, "killed")["last"]; got != "last\n" {
+	if got := h.exported(t, "killed")["last"].start; got != "last\n" {
 		t.Errorf("what was written last is %q", got)
 	}
 	h.must("start", "source")
 	h.must("exec", "source", "--", "sh", "-c", "echo later >/last")
 	h.must("stop", "source")
 	commit("stopped")
-	if got := h.exported(t, "stopped")["last"]; got != "later\n" {
+	if got := h.exported(t, "stopped")["last"].start; got != "later\n" {
 		t.Errorf("what was written last is %q", got)
 	}
 	for _, args := range [][]string{
@@ -91,8 +85,18 @@ func TestCommit(t *testing.T) {
 	}
 }
 
-// exported are the files of an image, and what is in them.
-func (h *host) exported(t *testing.T, image string) map[string]string {
+// exportedFile is a file of an image.
+type exportedFile struct {
+	what  string // type, mode, owner, time and attributes
+	size  int64
+	sum   [sha256.Size]byte
+	start string // what it holds at its beginning
+}
+
+func (f exportedFile) String() string { return fmt.Sprintf("%s, %d bytes %.4x", f.what, f.size, f.sum) }
+
+// exported are the files of an image.
+func (h *host) exported(t *testing.T, image string) map[string]exportedFile {
 	t.Helper()
 	path := filepath.Join(t.TempDir(), "rootfs.tar")
 	h.exportRootfs(t, image, path)
@@ -101,7 +105,7 @@ func (h *host) exported(t *testing.T, image string) map[string]string {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	files := map[string]string{}
+	files := map[string]exportedFile{}
 	for in := tar.NewReader(f); ; {
 		header, err := in.Next()
 		if err == io.EOF {
@@ -110,10 +114,19 @@ func (h *host) exported(t *testing.T, image string) map[string]string {
 		if err != nil {
 			t.Fatal(err)
 		}
-		body, err := io.ReadAll(in)
-		if err != nil {
+		sum, start := sha256.New(), make([]byte, 100)
+		n, err := io.ReadFull(in, start)
+		if err != nil && err != io.EOF && err != io.ErrUnexpectedEOF {
 			t.Fatal(err)
 		}
-		files[header.Name] = string(body)
+		sum.Write(start[:n])
+		if _, err := io.Copy(sum, in); err != nil {
+			t.Fatal(err)
+		}
+		files[header.Name] = exportedFile{
+			what: fmt.Sprintf("%c %o %d:%d at %d -> %s %d:%d %q", header.Typeflag, header.Mode, header.Uid, header.Gid, header.ModTime.UnixNano(),
+				header.Linkname, header.Devmajor, header.Devminor, header.PAXRecords),
+			size: header.Size, sum: [sha256.Size]byte(sum.Sum(nil)), start: string(start[:n]),
+		}
 	}
 }

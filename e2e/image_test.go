@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/testenv/listing"
 )
 
@@ -54,7 +55,8 @@ func TestGuestsSeeWhatTarUnpacks(t *testing.T) {
 	})
 }
 
-// compare has an archive of a root file system unpacked and booted.
+// compare has an archive of a root file system unpacked and booted, and what
+// was booted made an image again.
 func (h *host) compare(t *testing.T, archive string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -67,7 +69,20 @@ func (h *host) compare(t *testing.T, archive string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := h.must("run", "--network", "none", "--rootfs", archive, "--", "/list")
+	id := h.must("create", "--network", "none", "--rootfs", archive)
+	out := h.must("exec", id, "--", "/list")
+	h.must("image", "commit", id, "committed")
+	original := h.exported(t, "sha256:"+h.inspect(id).ImageDigest)
+	for name, file := range h.exported(t, "committed") {
+		if original[name] != file && !isWritten(fmt.Sprintf("%q", strings.Trim(name, "/"))) && name != "./" {
+			t.Errorf("%s is %s in the image of the sandbox, was %s", name, file, original[name])
+		}
+		delete(original, name)
+	}
+	for name := range original {
+		t.Errorf("%s is not in the image of the sandbox", name)
+	}
+	h.must("rm", "-f", id)
 	got := map[string]string{}
 	for line := range strings.Lines(out) {
 		path, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
@@ -194,6 +209,7 @@ func makeEverything(t *testing.T, dir string) {
 		os.WriteFile(in("sparse"), []byte("begin"), 0o644),
 		os.Truncate(in("sparse"), 64<<20),
 		os.WriteFile(in("capable"), []byte("x"), 0o755),
+		unix.Setxattr(in("setuid"), "user.100%=sure", []byte("yes"), 0),
 		unix.Setxattr(in("capable"), "security.capability", []byte("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0),
 	} {
 		if err != nil {
@@ -313,12 +329,15 @@ func TestMainProcess(t *testing.T) {
 	h.must("wait", "who")
 	h.logsHave(t, "who", `0:0 in / with ["it"], A=image B=`, 1)
 
-	create("wait")
-	for deadline := time.Now().Add(patience); !strings.Contains(h.must("logs", "wait"), "waiting"); time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the main process does not wait")
-		}
+	// It is started again after its machine was killed.
+	create("wait", "--restart", "always")
+	h.awaitLog(t, "wait", "waiting")
+	if err := h.process(h.inspect("wait").PIDs.VMM).Kill(); err != nil {
+		t.Fatal(err)
 	}
+	h.awaitEnd(t, "wait")
+	h.must("start", "wait")
+	h.awaitLog(t, "wait", "waiting")
 	h.must("stop", "wait")
 	h.logsHave(t, "wait", "interrupted", 1)
 	h.logsHave(t, "wait", "not by", 0)
@@ -330,6 +349,25 @@ func TestMainProcess(t *testing.T) {
 
 	if _, err := h.vmsan("create", "--network", "none", "--image", "debian", "--entrypoint"); err == nil || !strings.Contains(err.Error(), "no entrypoint") {
 		t.Errorf("an image without a command: got error %v", err)
+	}
+}
+
+func (h *host) awaitLog(t *testing.T, vm, text string) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !strings.Contains(h.must("logs", vm), text); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not say %q", vm, text)
+		}
+	}
+}
+
+// awaitEnd waits for a sandbox whose VMM was killed.
+func (h *host) awaitEnd(t *testing.T, vm string) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); h.inspect(vm).Status == api.StatusRunning; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s runs without its VMM", vm)
+		}
 	}
 }
 
