@@ -18,6 +18,7 @@ type Layer struct {
 	DiffID    string                                           // "sha256:<hex>" of the uncompressed tar; verified while it is read; "" if unknown
 	MediaType string                                           // "" if unknown
 	Open      func(ctx context.Context) (io.ReadCloser, error) // the blob as stored (compressed perhaps)
+	Size      int64                                            // of the blob, in bytes; 0 if unknown
 }
 
 // maxLayers bounds what an image is made of. Others stop at 127.
