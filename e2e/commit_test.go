@@ -37,8 +37,14 @@ func TestCommit(t *testing.T) {
 	commit := func(name string) string {
 		return h.must(append([]string{"image", "commit", "source", name}, change...)...)
 	}
-	if one, two := commit("running"), commit("again"); one != two {
-		t.Errorf("the same files make %s and %s", one, two)
+	running := commit("running")
+	h.must("pause", "source")
+	paused := commit("again")
+	h.must("pause", "--reclaim", "source")
+	reclaimed := commit("again")
+	h.must("resume", "source")
+	if again := commit("again"); running != again || paused != again || reclaimed != again {
+		t.Errorf("the same files make %s, %s, %s and %s", running, paused, reclaimed, again)
 	}
 	want := "sandbox\nsandbox\n2\n70000:7\nimage 2\n/opt/* /srv/new /bin/busybox /bin/cat /bin/sh"
 	if got := h.must("run", "--network", "none", "--memory", "128", "running"); got != want {
