@@ -69,7 +69,7 @@ func (h *host) compare(t *testing.T, archive string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	id := h.must("create", "--network", "none", "--rootfs", archive)
+	id := h.must("create", "--cold", "--network", "none", "--rootfs", archive)
 	out := h.must("exec", id, "--", "/list")
 	h.must("image", "commit", id, "committed")
 	original := h.exported(t, "sha256:"+h.inspect(id).ImageDigest)

@@ -74,6 +74,7 @@ type journal struct {
 	blocks      map[int64]logged
 	transaction map[int64]logged
 	revoked     []int64
+	torn        bool // a block of the transaction has another checksum
 }
 
 func (j *journal) replay() error {
@@ -133,6 +134,9 @@ func (j *journal) scan(at int64) error {
 			if !j.commits(b) {
 				return nil
 			}
+			if j.torn {
+				return errDamaged("block")
+			}
 			j.commit()
 		default:
 			return nil
@@ -141,7 +145,7 @@ func (j *journal) scan(at int64) error {
 	return nil
 }
 
-func (j *journal) begin() { j.transaction, j.revoked = make(map[int64]logged), nil }
+func (j *journal) begin() { j.transaction, j.revoked, j.torn = make(map[int64]logged), nil, false }
 
 // commit has what a transaction wrote replace what those before wrote. What it
 // revokes is not to be replaced at all.
@@ -157,7 +161,7 @@ func (j *journal) commit() {
 }
 
 // describe notes the blocks that follow a descriptor, and returns what comes
-// behind them.
+// behind them. They need not be there yet if no commit follows.
 func (j *journal) describe(b []byte, at int64) (next int64, err error) {
 	size := j.tagSize()
 	room := len(b)
@@ -170,9 +174,7 @@ func (j *journal) describe(b []byte, at int64) (next int64, err error) {
 		if err != nil {
 			return 0, err
 		}
-		if j.checked() && j.dataSum(data, sum) != sum {
-			return 0, errDamaged("block")
-		}
+		j.torn = j.torn || j.checked() && j.dataSum(data, sum) != sum
 		j.transaction[block] = logged{at: place, escaped: flags&tagEscaped != 0}
 		at = j.next(at)
 		if flags&tagSameUUID == 0 {

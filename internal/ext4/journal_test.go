@@ -101,7 +101,29 @@ func inUse(t testing.TB, dir, features, open string) string {
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
+	tear(t, path, bytes.Repeat([]byte{4}, BlockSize))
 	return path
+}
+
+// tear writes over the one place in a file that has a block: what was not
+// committed need not be there.
+func tear(t testing.TB, path string, block []byte) {
+	t.Helper()
+	f, err := os.OpenFile(path, os.O_RDWR, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer f.Close()
+	data, err := io.ReadAll(f)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if bytes.Count(data, block) != 1 {
+		t.Fatalf("the block is there %d times", bytes.Count(data, block))
+	}
+	if _, err := f.WriteAt([]byte("torn"), int64(bytes.Index(data, block))+100); err != nil {
+		t.Fatal(err)
+	}
 }
 
 // patched is a file with other bytes from at on.
