@@ -73,16 +73,24 @@ type stillDisk struct {
 }
 
 // stillDisk copies the disk of a sandbox that runs, which holds still for that
-// long. One that does not cannot be started until the disk is closed.
+// long. One that does not cannot be started until the disk is closed; what it
+// had on the host may still be being taken back, which is waited for.
 func (s *Service) stillDisk(ctx context.Context, r *store.Record) (d stillDisk, pause time.Duration, err error) {
 	if r.Running() {
 		return s.copiedDisk(ctx, r)
 	}
-	lock, r, err := s.own(ctx, r.ID)
+	lock, err := store.AcquireLock(ctx, s.layout.SandboxLock(r.ID))
 	if err != nil {
 		return d, 0, err
 	}
-	if d.file, err = os.Open(s.layout.Overlay(r.ID)); err != nil {
+	now, err := s.layout.Load(r.ID)
+	if err == nil && now.Spec.Image != r.Spec.Image {
+		err = api.Errorf(api.ErrVMBusy, "VM %s has another image now", r.ID).WithVM(r.ID).WithHint("try again")
+	}
+	if err == nil {
+		d.file, err = os.Open(s.layout.Overlay(r.ID))
+	}
+	if err != nil {
 		lock.Release()
 		return d, 0, err
 	}
