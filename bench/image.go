@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -90,42 +91,50 @@ func unpackAndMake(ctx context.Context, dir, archive string) (time.Duration, err
 
 // imageMemory imports a large layer from a pipe.
 func (b *bench) imageMemory(ctx context.Context, state string) error {
-	cmd := exec.CommandContext(ctx, b.vmsan, "--dir", state, "image", "import", "-", "large")
-	in, err := cmd.StdinPipe()
+	made, err := b.importStream(ctx, state, "large", func(w io.Writer) error {
+		out := tar.NewWriter(w)
+		return errors.Join(writeLarge(out, largeLayer), out.Close())
+	})
 	if err != nil {
 		return err
 	}
-	var complaint bytes.Buffer
-	cmd.Stderr = &complaint
-	if err := cmd.Start(); err != nil {
-		return err
-	}
-	writeErr := writeLarge(in)
-	in.Close()
-	if err := cmd.Wait(); err != nil {
-		return fmt.Errorf("import a large layer: %w: %s", err, complaint.String())
-	}
-	if writeErr != nil {
-		return writeErr
-	}
-	usage := cmd.ProcessState.SysUsage().(*syscall.Rusage)
+	usage := made.SysUsage().(*syscall.Rusage)
 	b.add("memory of the import of a layer of 4 GiB", fmt.Sprintf("%d MiB", usage.Maxrss>>10), "-", "-", "< 150 MiB")
 	return nil
 }
 
-// writeLarge writes an archive of one file that is not zeros.
-func writeLarge(w io.Writer) error {
+// importStream imports an archive while it is written.
+func (b *bench) importStream(ctx context.Context, state, name string, write func(io.Writer) error) (*os.ProcessState, error) {
+	cmd := exec.CommandContext(ctx, b.vmsan, "--dir", state, "image", "import", "-", name)
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		return nil, err
+	}
+	var complaint bytes.Buffer
+	cmd.Stderr = &complaint
+	if err := cmd.Start(); err != nil {
+		return nil, err
+	}
+	writeErr := write(in)
+	in.Close()
+	if err := cmd.Wait(); err != nil {
+		return nil, fmt.Errorf("import %s: %w: %s", name, err, complaint.String())
+	}
+	return cmd.ProcessState, writeErr
+}
+
+// writeLarge writes a file that is not zeros.
+func writeLarge(out *tar.Writer, size int64) error {
 	block := make([]byte, 1<<20)
 	random := rand.NewChaCha8([32]byte{})
 	random.Read(block)
-	out := tar.NewWriter(w)
-	if err := out.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "large", Mode: 0o644, Size: largeLayer}); err != nil {
+	if err := out.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "large", Mode: 0o644, Size: size}); err != nil {
 		return err
 	}
-	for range largeLayer / len(block) {
-		if _, err := out.Write(block); err != nil {
+	for left := size; left > 0; left -= int64(len(block)) {
+		if _, err := out.Write(block[:min(left, int64(len(block)))]); err != nil {
 			return err
 		}
 	}
-	return out.Close()
+	return nil
 }

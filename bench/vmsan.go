@@ -86,6 +86,11 @@ func (b *bench) all(ctx context.Context) error {
 			return err
 		}
 	}
+	if b.wants("size") {
+		if err := b.size(ctx); err != nil {
+			return err
+		}
+	}
 	if b.wants("pull") && os.Geteuid() == 0 {
 		if err := b.pull(ctx); err != nil {
 			return err

@@ -18,6 +18,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/testenv/listing"
 )
 
@@ -54,7 +55,8 @@ func TestGuestsSeeWhatTarUnpacks(t *testing.T) {
 	})
 }
 
-// compare has an archive of a root file system unpacked and booted.
+// compare has an archive of a root file system unpacked and booted, and what
+// was booted made an image again.
 func (h *host) compare(t *testing.T, archive string) {
 	t.Helper()
 	dir := t.TempDir()
@@ -67,7 +69,20 @@ func (h *host) compare(t *testing.T, archive string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	out := h.must("run", "--network", "none", "--rootfs", archive, "--", "/list")
+	id := h.must("create", "--cold", "--network", "none", "--rootfs", archive)
+	out := h.must("exec", id, "--", "/list")
+	h.must("image", "commit", id, "committed")
+	original := h.exported(t, "sha256:"+h.inspect(id).ImageDigest)
+	for name, file := range h.exported(t, "committed") {
+		if original[name] != file && !isWritten(fmt.Sprintf("%q", strings.Trim(name, "/"))) && name != "./" {
+			t.Errorf("%s is %s in the image of the sandbox, was %s", name, file, original[name])
+		}
+		delete(original, name)
+	}
+	for name := range original {
+		t.Errorf("%s is not in the image of the sandbox", name)
+	}
+	h.must("rm", "-f", id)
 	got := map[string]string{}
 	for line := range strings.Lines(out) {
 		path, rest, _ := strings.Cut(strings.TrimSuffix(line, "\n"), " ")
@@ -96,7 +111,7 @@ func (h *host) compare(t *testing.T, archive string) {
 
 // written are the files that a guest gets at its start, and the places where
 // something is mounted.
-var written = regexp.MustCompile(`^"((usr/)?etc(/(hostname|hosts|resolv\.conf|machine-id))?|(dev|proc|run|sys)(/.*)?)"$`)
+var written = regexp.MustCompile(`^"((.*/)?etc(/(hostname|hosts|resolv\.conf|machine-id))?|(dev|proc|run|sys)(/.*)?)"$`)
 
 func isWritten(path string) bool { return written.MatchString(path) }
 
@@ -194,6 +209,7 @@ func makeEverything(t *testing.T, dir string) {
 		os.WriteFile(in("sparse"), []byte("begin"), 0o644),
 		os.Truncate(in("sparse"), 64<<20),
 		os.WriteFile(in("capable"), []byte("x"), 0o755),
+		unix.Setxattr(in("setuid"), "user.100%=sure", []byte("yes"), 0),
 		unix.Setxattr(in("capable"), "security.capability", []byte("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0),
 	} {
 		if err != nil {
@@ -233,18 +249,28 @@ func makeBusybox(t *testing.T, dir string) {
 	}
 }
 
+// makeLinkedEtc has an /etc that leads to a directory which the host has too.
+// Nothing is ever written there (N9, and finding 15 of what came before).
 func makeLinkedEtc(t *testing.T, dir string) {
 	t.Helper()
+	outside := filepath.Join(t.TempDir(), "etc")
+	inside := filepath.Join(dir, outside)
 	for _, err := range []error{
-		os.MkdirAll(filepath.Join(dir, "usr/etc"), 0o755),
-		os.WriteFile(filepath.Join(dir, "usr/etc/passwd"), []byte("app:x:1234:1235::/home/app:/bin/sh\n"), 0o644),
-		os.WriteFile(filepath.Join(dir, "usr/etc/group"), []byte("app:x:1235:\n"), 0o644),
-		os.Symlink("usr/etc", filepath.Join(dir, "etc")),
+		os.Mkdir(outside, 0o755),
+		os.MkdirAll(inside, 0o755),
+		os.WriteFile(filepath.Join(inside, "passwd"), []byte("app:x:1234:1235::/home/app:/bin/sh\n"), 0o644),
+		os.WriteFile(filepath.Join(inside, "group"), []byte("app:x:1235:\n"), 0o644),
+		os.Symlink(outside, filepath.Join(dir, "etc")),
 	} {
 		if err != nil {
 			t.Fatal(err)
 		}
 	}
+	t.Cleanup(func() {
+		if left := names(t, outside); len(left) > 0 {
+			t.Errorf("where the image's /etc leads, the host has got %v", left)
+		}
+	})
 }
 
 // What an image's configuration says is done, unless something else is asked
@@ -268,7 +294,7 @@ func TestImageConfig(t *testing.T) {
 	}{
 		{[]string{"configured"}, `1234:1235 in /srv/app with ["default"], A=image B=image`},
 		{[]string{"--entrypoint", "configured", "--", "other"}, `1234:1235 in /srv/app with ["other"], A=image B=image`},
-		{[]string{"-e", "A=mine", "-w", "/usr", "-u", "0", "configured", "--", "/list", "who"}, `0:0 in /usr with [], A=mine B=image`},
+		{[]string{"-e", "A=mine", "-w", "/tmp", "-u", "0", "configured", "--", "/list", "who"}, `0:0 in /tmp with [], A=mine B=image`},
 	} {
 		args := append([]string{"run", "--network", "none", "--memory", "128"}, c.args...)
 		if got := h.must(args...); got != c.want {
@@ -313,12 +339,15 @@ func TestMainProcess(t *testing.T) {
 	h.must("wait", "who")
 	h.logsHave(t, "who", `0:0 in / with ["it"], A=image B=`, 1)
 
-	create("wait")
-	for deadline := time.Now().Add(patience); !strings.Contains(h.must("logs", "wait"), "waiting"); time.Sleep(100 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the main process does not wait")
-		}
+	// It is started again after its machine was killed.
+	create("wait", "--restart", "always")
+	h.awaitLog(t, "wait", "waiting")
+	if err := h.process(h.inspect("wait").PIDs.VMM).Kill(); err != nil {
+		t.Fatal(err)
 	}
+	h.awaitEnd(t, "wait")
+	h.must("start", "wait")
+	h.awaitLog(t, "wait", "waiting")
 	h.must("stop", "wait")
 	h.logsHave(t, "wait", "interrupted", 1)
 	h.logsHave(t, "wait", "not by", 0)
@@ -330,6 +359,25 @@ func TestMainProcess(t *testing.T) {
 
 	if _, err := h.vmsan("create", "--network", "none", "--image", "debian", "--entrypoint"); err == nil || !strings.Contains(err.Error(), "no entrypoint") {
 		t.Errorf("an image without a command: got error %v", err)
+	}
+}
+
+func (h *host) awaitLog(t *testing.T, vm, text string) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !strings.Contains(h.must("logs", vm), text); time.Sleep(100 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s does not say %q", vm, text)
+		}
+	}
+}
+
+// awaitEnd waits for a sandbox whose VMM was killed.
+func (h *host) awaitEnd(t *testing.T, vm string) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); h.inspect(vm).Status == api.StatusRunning; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s runs without its VMM", vm)
+		}
 	}
 }
 

@@ -40,6 +40,7 @@ var allowed = []struct {
 	{"internal/ext4", nil, "it is a format"},
 	{"internal/image", []string{"api", "internal/ext4", "internal/scratch", "internal/store"}, "disks, images and kernels do not know each other"},
 	{"internal/image/unpack", []string{"api", "internal/ext4"}, "what reads hostile archives has no file of the host but the one it fills"},
+	{"internal/image/overlay", []string{"internal/ext4"}, "what reads a guest's disk has no file of the host but those it is given"},
 	{"internal/registry", []string{"api", "internal/scratch"}, "it gets blobs, and does not know what is made of them"},
 	{"internal/kernel", []string{"api", "internal/scratch", "internal/store", "internal/initramfs"}, "disks, images and kernels do not know each other"},
 	{"internal/agent", []string{"internal/link", "internal/guest/proto", "internal/guest/wire"}, "it runs in the guest, where nothing else of ours is"},

@@ -21,8 +21,8 @@ func (a *app) imageCommand() *cobra.Command {
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
-	cmd.AddCommand(a.imagePullCommand(), a.imageImportCommand(), a.imageBuildDebianCommand(), a.imageListCommand(), a.imageInspectCommand(),
-		a.imageTagCommand(), a.imageRemoveCommand(), a.imagePruneCommand(), a.imageExportCommand())
+	cmd.AddCommand(a.imagePullCommand(), a.imageImportCommand(), a.imageBuildDebianCommand(), a.imageCommitCommand(), a.imageListCommand(),
+		a.imageInspectCommand(), a.imageTagCommand(), a.imageRemoveCommand(), a.imagePruneCommand(), a.imageExportCommand())
 	return cmd
 }
 

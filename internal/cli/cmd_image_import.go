@@ -40,7 +40,12 @@ func (a *app) runImageImport(ctx context.Context, path string, o image.ImportOpt
 		}
 	}
 	o.Source = sourceOf(path)
-	return a.makeImage(func(s *sandbox.Service) (image.Image, error) { return s.ImportImage(ctx, path, a.stdin, o) })
+	bars := a.newPullBars()
+	o.Progress = bars.importProgress()
+	return a.makeImage(func(s *sandbox.Service) (image.Image, error) {
+		defer bars.clear()
+		return s.ImportImage(ctx, path, a.stdin, o)
+	})
 }
 
 // sourceOf tells in words where an image came from.

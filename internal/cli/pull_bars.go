@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"fmt"
 	"io"
 	"slices"
@@ -9,6 +10,7 @@ import (
 
 	"golang.org/x/term"
 
+	"github.com/vmsan/vmsan/internal/image"
 	"github.com/vmsan/vmsan/internal/registry"
 	"github.com/vmsan/vmsan/internal/sandbox"
 )
@@ -21,7 +23,7 @@ const (
 	plainWidth = 80
 )
 
-// pullBars shows how a pull gets on: with bars that move on a terminal, with
+// pullBars shows how a pull or an import gets on: with bars that move on a terminal, with
 // a line for each layer elsewhere.
 type pullBars struct {
 	out      io.Writer
@@ -61,6 +63,26 @@ func (b *pullBars) resolved(img *registry.Image) {
 	fmt.Fprintf(b.out, "%s has %d layers, %s\n", img.Reference.Name(), len(b.layers), bytesText(b.total()))
 }
 
+// read is the state of a layer that an import has read.
+const read registry.State = "read"
+
+// importProgress shows an import, whose layers are known when they are begun.
+func (b *pullBars) importProgress() func(image.LayerProgress) {
+	if b == nil {
+		return nil
+	}
+	return func(p image.LayerProgress) {
+		for len(b.layers) < p.Layers {
+			b.layers = append(b.layers, registry.Progress{Layer: len(b.layers), State: registry.Waiting})
+		}
+		state := registry.Begun
+		if p.Done {
+			state, p.Size = read, p.Read
+		}
+		b.layer(registry.Progress{Layer: p.Layer, State: state, Have: p.Read, Size: p.Size})
+	}
+}
+
 func (b *pullBars) total() (n int64) {
 	for _, l := range b.layers {
 		n += l.Size
@@ -78,10 +100,12 @@ func (b *pullBars) layer(p registry.Progress) {
 		lines := b.picture()
 		b.drawn = len(lines)
 		fmt.Fprint(b.out, strings.Join(lines, "\n")+"\n")
-	case !b.terminal && (p.State == registry.Done || p.State == registry.Kept):
-		fmt.Fprintf(b.out, "layer %d of %d: %s %s, %s\n", p.Layer+1, len(b.layers), short(p.Digest), p.State, bytesText(p.Size))
+	case !b.terminal && isHere(p.State):
+		fmt.Fprintf(b.out, "layer %d of %d: %s, %s\n", p.Layer+1, len(b.layers), strings.TrimSpace(short(p.Digest)+" "+string(p.State)), bytesText(p.Size))
 	}
 }
+
+func isHere(s registry.State) bool { return s == registry.Done || s == registry.Kept || s == read }
 
 // clear takes the bars off the terminal.
 func (b *pullBars) clear() {
@@ -98,19 +122,24 @@ func (b *pullBars) picture() (lines []string) {
 	var have int64
 	for _, l := range b.layers {
 		have += l.Have
-		switch l.State {
-		case registry.Done, registry.Kept:
+		switch {
+		case isHere(l.State):
 			here++
-		case registry.Begun:
-			lines = append(lines, b.bar(short(l.Digest), l.Have, l.Size))
+		case l.State == registry.Begun:
+			lines = append(lines, b.bar(cmp.Or(short(l.Digest), fmt.Sprint("layer ", l.Layer+1)), l.Have, l.Size))
 		}
 	}
 	slices.Sort(lines)
 	return append(lines, b.bar(fmt.Sprintf("%d of %d layers", here, len(b.layers)), have, b.total()))
 }
 
-// bar is at most as wide as the terminal: what wraps could not be cleared.
+// bar is at most as wide as the terminal: what wraps could not be cleared. Of
+// what is not known to be how large it shows what is there.
 func (b *pullBars) bar(what string, have, size int64) string {
+	if have > size {
+		line := fmt.Sprintf("%-16s %s", what, bytesText(have))
+		return line[:min(len(line), b.width-1)]
+	}
 	done := barWidth
 	if size > 0 {
 		done = int(have * barWidth / size)

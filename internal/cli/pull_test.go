@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"archive/tar"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -104,6 +105,25 @@ func TestImagePull(t *testing.T) {
 	}
 	if got := vmsan(t, dir, "image", "pull", ref); got.exit != 2 || !strings.Contains(got.stderr, "registries.json") {
 		t.Errorf("registries.json is malformed: %+v", got)
+	}
+}
+
+// An import tells what it has read, unless it is to be quiet.
+func TestImageImportProgress(t *testing.T) {
+	dir, archive := stateDir(t), filepath.Join(t.TempDir(), "rootfs.tar")
+	var b bytes.Buffer
+	w := tar.NewWriter(&b)
+	if err := errors.Join(w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: "d/", Mode: 0o755}), w.Close(), os.WriteFile(archive, b.Bytes(), 0o644)); err != nil {
+		t.Fatal(err)
+	}
+	if got := vmsan(t, dir, "image", "import", archive, "x"); got.exit != 0 || got.stderr != "layer 1 of 1: read, 1.5 kB\n" {
+		t.Errorf("import: %+v", got)
+	}
+	if got := vmsan(t, dir, "--quiet", "image", "import", archive, "x"); got.exit != 0 || got.stderr != "" {
+		t.Errorf("import --quiet: %+v", got)
+	}
+	if got := vmsan(t, dir, "--json", "image", "import", archive, "x"); got.exit != 0 || got.stderr != "" || !json.Valid([]byte(got.stdout)) {
+		t.Errorf("import --json: %+v", got)
 	}
 }
 

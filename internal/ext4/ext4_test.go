@@ -54,8 +54,13 @@ func list(t testing.TB, path string) string {
 	if err != nil {
 		t.Fatal(err)
 	}
+	return listReader(t, r)
+}
+
+func listReader(t testing.TB, r *Reader) string {
+	t.Helper()
 	var b strings.Builder
-	err = r.Walk(func(path string, n *File) error {
+	err := r.Walk(func(path string, n *File) error {
 		fmt.Fprintf(&b, "/%s %o %d:%d links %d", path, n.Mode, n.UID, n.GID, n.Links)
 		switch n.Mode & TypeMask {
 		case TypeSymlink:

@@ -33,6 +33,7 @@ type Reader struct {
 	inodeSize      int64
 	descAt         int64
 	descSize       int64
+	journal        uint32 // the inode of a journal that has something to say, or 0
 }
 
 // Is tells whether an ext2, 3 or 4 is in r.
@@ -42,21 +43,26 @@ func Is(r io.ReaderAt) bool {
 	return err == nil && binary.LittleEndian.Uint16(magic[:]) == superMagic
 }
 
-// NewReader reads the superblock of the file system in r.
+// NewReader reads the superblock of the file system in r, which is not in use.
 func NewReader(r io.ReaderAt) (*Reader, error) {
+	f, err := readSuper(r)
+	if err == nil && f.journal != 0 {
+		return nil, errors.New("file system is mounted, or was not unmounted")
+	}
+	return f, err
+}
+
+func readSuper(r io.ReaderAt) (*Reader, error) {
 	b := make([]byte, superSize)
 	if _, err := r.ReadAt(b, superOffset); err != nil {
-		return nil, fmt.Errorf("%w: read superblock: %w", ErrDamaged, err)
+		return nil, readError(err)
 	}
 	le := binary.LittleEndian
 	if le.Uint16(b[56:]) != superMagic {
 		return nil, fmt.Errorf("%w: no ext4 in it", ErrDamaged)
 	}
 	incompat := le.Uint32(b[96:])
-	if incompat&incompatRecover != 0 {
-		return nil, errors.New("file system is mounted, or was not unmounted")
-	}
-	if extra := incompat &^ incompatKnown; extra != 0 {
+	if extra := incompat &^ (incompatKnown | incompatRecover); extra != 0 {
 		return nil, fmt.Errorf("file system has features that cannot be read: %#x", extra)
 	}
 	log := le.Uint32(b[24:])
@@ -79,6 +85,11 @@ func NewReader(r io.ReaderAt) (*Reader, error) {
 		f.blocks < 1 || f.blocks > 1<<46/f.blockSize {
 		return nil, errDamaged("superblock")
 	}
+	if incompat&incompatRecover != 0 {
+		if f.journal = le.Uint32(b[224:]); f.journal == 0 {
+			return nil, errDamaged("journal")
+		}
+	}
 	return f, nil
 }
 
@@ -100,57 +111,88 @@ type File struct {
 // IsDir tells whether it is a directory.
 func (n *File) IsDir() bool { return n.Mode&TypeMask == TypeDir }
 
+// ID tells files apart, also those of several readers.
+type ID struct {
+	reader *Reader
+	number uint32
+}
+
+// ID returns what names of the same file have in common.
+func (n *File) ID() ID { return ID{n.f, n.Number} }
+
+// Root returns the root directory.
+func (f *Reader) Root() (*File, error) {
+	root, err := f.file(rootInode)
+	if err == nil && !root.IsDir() {
+		err = errDamaged("root directory")
+	}
+	return root, err
+}
+
 // Walk calls visit for each name of each file, directories before what is in
 // them, all in order. The root's path is empty.
 func (f *Reader) Walk(visit func(path string, file *File) error) error {
-	root, err := f.file(rootInode)
+	root, err := f.Root()
 	if err != nil {
 		return err
 	}
-	if !root.IsDir() {
-		return errDamaged("root directory")
-	}
-	w := walk{f: f, visit: visit, seen: make(map[uint32]bool)}
-	return w.walk("", root, 0)
+	return walk("", root, new(Bounds), visit)
 }
 
-type walk struct {
-	f     *Reader
-	visit func(string, *File) error
-	seen  map[uint32]bool
-	names int
-}
-
-func (w *walk) walk(path string, n *File, depth int) error {
-	if err := w.visit(path, n); err != nil || !n.IsDir() {
+func walk(path string, n *File, b *Bounds, visit func(string, *File) error) error {
+	if err := visit(path, n); err != nil || !n.IsDir() {
 		return err
 	}
-	if w.seen[n.Number] || depth > maxDepth {
-		return errDamaged("tree of directories")
-	}
-	w.seen[n.Number] = true
-	entries, err := n.entries()
+	entries, err := b.Enter(n)
 	if err != nil {
 		return fmt.Errorf("directory /%s: %w", path, err)
 	}
-	if w.names += len(entries); w.names > maxNames {
-		return errDamaged("number of names")
-	}
-	prefix := path + "/"
-	if path == "" {
-		prefix = ""
+	defer b.Leave()
+	if path != "" {
+		path += "/"
 	}
 	for _, e := range entries {
-		child, err := w.f.file(e.number)
+		child, err := n.Child(e)
 		if err != nil {
-			return fmt.Errorf("/%s%s: %w", prefix, e.name, err)
+			return fmt.Errorf("/%s%s: %w", path, e.Name, err)
 		}
-		if err := w.walk(prefix+e.name, child, depth+1); err != nil {
+		if err := walk(path+e.Name, child, b, visit); err != nil {
 			return err
 		}
 	}
 	return nil
 }
+
+// Bounds keep a walk through directories from having no end: each is entered
+// once, and there are not too many names.
+type Bounds struct {
+	seen  map[ID]bool
+	names int
+	depth int
+}
+
+// Enter returns what is in a directory.
+func (b *Bounds) Enter(dir *File) ([]Entry, error) {
+	if b.seen[dir.ID()] || b.depth > maxDepth {
+		return nil, errDamaged("tree of directories")
+	}
+	entries, err := dir.Entries()
+	if err != nil {
+		return nil, err
+	}
+	if b.names += len(entries); b.names > maxNames {
+		return nil, errDamaged("number of names")
+	}
+	if b.seen == nil {
+		b.seen = make(map[ID]bool)
+	}
+	b.seen[dir.ID()] = true
+	b.depth++
+	return entries, nil
+}
+
+// Leave is called when what is in the directory has been seen.
+func (b *Bounds) Leave() { b.depth-- }
 
 func (f *Reader) file(number uint32) (*File, error) {
 	b, err := f.inode(number)
@@ -225,9 +267,18 @@ func (f *Reader) readAt(b []byte, at int64) error {
 		return errDamaged("place of a block")
 	}
 	if _, err := f.r.ReadAt(b, at); err != nil {
-		return fmt.Errorf("%w: %w", ErrDamaged, err)
+		return readError(err)
 	}
 	return nil
+}
+
+// readError makes of an end what it means here: to who reads a file of the
+// file system it is no end.
+func readError(err error) error {
+	if errors.Is(err, io.EOF) {
+		return fmt.Errorf("%w: it is cut short", ErrDamaged)
+	}
+	return err
 }
 
 func (f *Reader) xattrs(inline []byte, block int64) (map[string]string, error) {
@@ -269,18 +320,22 @@ func (n *File) target() (string, error) {
 	return string(b), err
 }
 
-type dirent struct {
-	name   string
+// Entry is a name in a directory.
+type Entry struct {
+	Name   string
 	number uint32
 }
 
-// entries are a directory's, in order of their names. An index in it looks
+// Child returns the file of an entry of the directory.
+func (n *File) Child(e Entry) (*File, error) { return n.f.file(e.number) }
+
+// Entries are a directory's, in order of their names. An index in it looks
 // like empty entries.
-func (n *File) entries() ([]dirent, error) {
+func (n *File) Entries() ([]Entry, error) {
 	if n.Size > maxDirSize || n.Size%n.f.blockSize != 0 {
 		return nil, errDamaged("size of a directory")
 	}
-	var list []dirent
+	var list []Entry
 	b := make([]byte, n.f.blockSize)
 	for r, left := n.Open(), n.Size; left > 0; left -= n.f.blockSize {
 		if _, err := io.ReadFull(r, b); err != nil {
@@ -303,10 +358,10 @@ func (n *File) entries() ([]dirent, error) {
 			if text == "" || strings.ContainsAny(text, "/\x00") {
 				return nil, errDamaged("name")
 			}
-			list = append(list, dirent{text, number})
+			list = append(list, Entry{text, number})
 		}
 	}
-	slices.SortFunc(list, func(a, b dirent) int { return cmp.Compare(a.name, b.name) })
+	slices.SortFunc(list, func(a, b Entry) int { return cmp.Compare(a.Name, b.Name) })
 	return list, nil
 }
 

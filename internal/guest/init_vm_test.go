@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/vmsan/vmsan/internal/image"
 	"github.com/vmsan/vmsan/internal/testenv"
@@ -50,11 +51,29 @@ func TestSystemdStops(t *testing.T) {
 	if console := vmsan.Run(t, "logs", id); !strings.Contains(console, "reboot: Restarting system") {
 		t.Errorf("the guest did not end by itself; its console says:\n%s", console)
 	}
+	// systemd does not know of the sandbox's disk, and left it in use.
+	vmsan.Run(t, "image", "commit", id, "witnessed", "--change",
+		`ENTRYPOINT ["/bin/sh", "-c", "echo main says $(cat /witness); exec sleep infinity"]`)
 	vmsan.Run(t, "start", id)
 	if got := vmsan.Exec(t, id, "cat", "/witness"); got != "in order" {
 		t.Errorf("the service's last words are %q", got)
 	}
 	vmsan.Exec(t, id, "sh", "-c", "until [ -S /run/systemd/private ]; do sleep 0.1; done; systemctl is-system-running --wait")
+
+	beside := vmsan.Create(t, "--init", "--entrypoint", "--restart", "always", "--image", "witnessed", "--memory", "320m")
+	for _, want := range []int{1, 2} {
+		deadline := time.Now().Add(time.Minute)
+		for strings.Count(vmsan.Run(t, "logs", beside), "main says in order") < want {
+			if time.Now().After(deadline) {
+				t.Fatalf("the main process did not say %d times what it has to:\n%s", want, vmsan.Run(t, "logs", beside))
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		vmsan.Exec(t, beside, "pkill", "-f", "sleep infinity")
+	}
+	if got := vmsan.Exec(t, beside, "cat", "/proc/1/comm"); got != "systemd" {
+		t.Errorf("PID 1 is %s", got)
+	}
 }
 
 // An image without an init cannot have one as PID 1, and says so.

@@ -10,6 +10,7 @@ import (
 	"io"
 	"os"
 	"runtime"
+	"strings"
 	"time"
 
 	"github.com/vmsan/vmsan/internal/ext4"
@@ -44,7 +45,7 @@ func (s Store) export(ctx context.Context, img Image, ref string, w io.Writer) e
 		return err
 	}
 	sum := &summer{sum: sha256.New()}
-	if err := writeTar(ctx, disk, sum); err != nil {
+	if err := writeTar(ctx, disk.Walk, sum); err != nil {
 		return err
 	}
 	layer := blob{digest: sum.digest(), size: sum.size}
@@ -66,7 +67,7 @@ func (s Store) export(ctx context.Context, img Image, ref string, w io.Writer) e
 	if out.err != nil {
 		return out.err
 	}
-	if err := writeTar(ctx, disk, out.w); err != nil {
+	if err := writeTar(ctx, disk.Walk, out.w); err != nil {
 		return err
 	}
 	return out.w.Close()
@@ -146,20 +147,28 @@ func (s *summer) Write(p []byte) (int, error) {
 
 func (s *summer) digest() string { return digestPrefix + hex.EncodeToString(s.sum.Sum(nil)) }
 
-// writeTar writes a file system as an archive, which without its end would
-// not be one: w is not closed.
-func writeTar(ctx context.Context, disk *ext4.Reader, w io.Writer) error {
+// walker calls visit for each name of each file of a tree, as ext4.Reader's
+// Walk does.
+type walker func(visit func(name string, n *ext4.File) error) error
+
+// writeTar writes a tree as an archive, which without its end would not be
+// one: w is not closed. Sockets are left out, as by GNU tar: there is nobody
+// behind them any more.
+func writeTar(ctx context.Context, walk walker, w io.Writer) error {
 	out := tar.NewWriter(w)
-	first := make(map[uint32]string) // where files with several names were
-	err := disk.Walk(func(name string, n *ext4.File) error {
+	first := make(map[ext4.ID]string) // where files with several names were
+	err := walk(func(name string, n *ext4.File) error {
 		if err := ctx.Err(); err != nil {
 			return err
 		}
+		if n.Mode&ext4.TypeMask == ext4.TypeSocket {
+			return nil
+		}
 		h := tarHeader(name, n)
-		if other, ok := first[n.Number]; ok {
+		if other, ok := first[n.ID()]; ok {
 			h.Typeflag, h.Linkname, h.Size = tar.TypeLink, other, 0
 		} else if n.Links > 1 && !n.IsDir() {
-			first[n.Number] = name
+			first[n.ID()] = name
 		}
 		if err := out.WriteHeader(h); err != nil {
 			return err
@@ -176,6 +185,10 @@ func writeTar(ctx context.Context, disk *ext4.Reader, w io.Writer) error {
 	return out.Close()
 }
 
+// xattrKeys writes names of attributes as GNU tar does: archives have no other
+// way for one with an equals sign.
+var xattrKeys = strings.NewReplacer("%", "%25", "=", "%3D")
+
 func tarHeader(name string, n *ext4.File) *tar.Header {
 	h := &tar.Header{
 		Name: name, Mode: int64(n.Mode & 0o7777), Uid: int(n.UID), Gid: int(n.GID), ModTime: n.ModTime, Format: tar.FormatPAX,
@@ -184,7 +197,7 @@ func tarHeader(name string, n *ext4.File) *tar.Header {
 		if h.PAXRecords == nil {
 			h.PAXRecords = make(map[string]string)
 		}
-		h.PAXRecords["SCHILY.xattr."+key] = value
+		h.PAXRecords["SCHILY.xattr."+xattrKeys.Replace(key)] = value
 	}
 	switch n.Mode & ext4.TypeMask {
 	case ext4.TypeRegular:

@@ -58,6 +58,9 @@ type Meta struct {
 	// Source tells in words where the image comes from.
 	Source string
 	Config Config
+	// Progress is told of layers that are being read, one call at a time, from
+	// other goroutines than the caller's. Optional.
+	Progress func(LayerProgress)
 }
 
 // Store is the images in a state directory. Its methods may be called from
@@ -82,6 +85,8 @@ func (s Store) build(ctx context.Context, layers []Layer, whiteouts bool, m Meta
 	}
 	defer dir.Close()
 	img := Image{Format: recordVersion, Created: time.Now().UTC().Truncate(time.Second), Source: m.Source, Config: m.Config}
+	layers, stop := watched(layers, m.Progress)
+	defer stop()
 	if err := write(ctx, dir.Join("made"), layers, whiteouts, &img); err != nil {
 		return Image{}, scratch.Explain(fmt.Errorf("import image: %w", err))
 	}

@@ -18,6 +18,7 @@ type Layer struct {
 	DiffID    string                                           // "sha256:<hex>" of the uncompressed tar; verified while it is read; "" if unknown
 	MediaType string                                           // "" if unknown
 	Open      func(ctx context.Context) (io.ReadCloser, error) // the blob as stored (compressed perhaps)
+	Size      int64                                            // of the blob, in bytes; 0 if unknown
 }
 
 // maxLayers bounds what an image is made of. Others stop at 127.
@@ -69,14 +70,19 @@ func (s Store) ImportExt4(ctx context.Context, f io.ReaderAt, m Meta) (Image, er
 	if err != nil {
 		return Image{}, fmt.Errorf("import image: %w", unpack.Invalid(err))
 	}
-	archive, out := io.Pipe()
-	go func() {
-		err := writeTar(ctx, disk, out)
+	return s.importTree(ctx, func(visit func(string, *ext4.File) error) error {
+		err := disk.Walk(visit)
 		if errors.Is(err, ext4.ErrDamaged) {
 			err = unpack.Invalid(err)
 		}
-		out.CloseWithError(err)
-	}()
+		return err
+	}, m)
+}
+
+// importTree makes an image of files that other file systems have.
+func (s Store) importTree(ctx context.Context, walk walker, m Meta) (Image, error) {
+	archive, out := io.Pipe()
+	go func() { out.CloseWithError(writeTar(ctx, walk, out)) }()
 	defer archive.Close()
 	return s.ImportTar(ctx, archive, m)
 }

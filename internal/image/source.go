@@ -99,6 +99,8 @@ func holdsImages(header []byte) bool {
 // blobs are the files that images consist of.
 type blobs interface {
 	open(name string) (io.ReadCloser, error)
+	// size is in bytes, 0 for what is not there.
+	size(name string) int64
 }
 
 type dirBlobs struct{ root *os.Root }
@@ -112,6 +114,14 @@ func (d dirBlobs) open(name string) (io.ReadCloser, error) {
 		return nil, errors.Join(fmt.Errorf("%s is not a file", name), err, f.Close())
 	}
 	return f, nil
+}
+
+func (d dirBlobs) size(name string) int64 {
+	info, err := d.root.Stat(name)
+	if err != nil {
+		return 0
+	}
+	return info.Size()
 }
 
 // tarBlobs are in an archive, which is not compressed.
@@ -129,6 +139,8 @@ func (t tarBlobs) open(name string) (io.ReadCloser, error) {
 	}
 	return io.NopCloser(io.NewSectionReader(t.f, s.at, s.size)), nil
 }
+
+func (t tarBlobs) size(name string) int64 { return t.members[name].size }
 
 // readMembers finds the files in an archive.
 func readMembers(f *os.File) (tarBlobs, error) {
@@ -344,6 +356,7 @@ func describe(from blobs, config []byte, files []string) (foundImage, error) {
 	for i, name := range files {
 		found.layers = append(found.layers, Layer{
 			DiffID: c.DiffIDs[i],
+			Size:   from.size(name),
 			Open:   func(context.Context) (io.ReadCloser, error) { return openBlob(from, name) },
 		})
 	}

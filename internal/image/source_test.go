@@ -145,7 +145,15 @@ func TestImportDockerSave(t *testing.T) {
 	upper := archive(t, tar.Header{Typeflag: tar.TypeReg, Name: ".wh.a"})
 	s := testStore(t)
 	data := saved(t, dockerConfig(digestText(lower), digestText(upper)), lower, compressed(t, "gzip", upper))
-	got, err := s.Import(t.Context(), bytes.NewReader(data), ImportOptions{Ref: "app:1", Meta: Meta{Name: "app"}})
+	var last [2]LayerProgress
+	got, err := s.Import(t.Context(), bytes.NewReader(data), ImportOptions{Ref: "app:1", Meta: Meta{
+		Name: "app", Progress: func(p LayerProgress) { last[p.Layer] = p },
+	}})
+	for i, p := range last {
+		if size := []int{len(lower), len(compressed(t, "gzip", upper))}[i]; p != (LayerProgress{Layer: i, Layers: 2, Read: int64(size), Size: int64(size), Done: true}) {
+			t.Errorf("layer %d of %d bytes was read as %+v", i, size, p)
+		}
+	}
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -56,7 +56,7 @@ func (s *stream) run() error {
 		return err
 	}
 	defer d.close()
-	sum := sha256.New()
+	sum, hashed := sha256.New(), s.layer.DiffID != ""
 	for {
 		var b []byte
 		select {
@@ -68,7 +68,9 @@ func (s *stream) run() error {
 			b = make([]byte, chunkSize)
 		}
 		n, err := fill(d, b[:chunkSize])
-		sum.Write(b[:n])
+		if hashed {
+			sum.Write(b[:n])
+		}
 		s.full <- b[:n] // there is room for all chunks
 		switch {
 		case err == io.EOF:

@@ -166,12 +166,14 @@ func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer cont
 // saveStanding saves a machine that is paused.
 func (m *monitor) saveStanding(ctx context.Context, to control.SaveRequest, saved vmm.Saved) (answer control.SaveAnswer, err error) {
 	var work errgroup.Group
-	work.Go(func() error {
-		if err := m.vm.Save(ctx, saved); err != nil {
-			return scratch.Explain(fmt.Errorf("save %s: %w", m.id, err))
-		}
-		return nil
-	})
+	if to.State != "" {
+		work.Go(func() error {
+			if err := m.vm.Save(ctx, saved); err != nil {
+				return scratch.Explain(fmt.Errorf("save %s: %w", m.id, err))
+			}
+			return nil
+		})
+	}
 	if to.Overlay != "" {
 		work.Go(func() error {
 			method, err := disk.Clone(to.Overlay, m.layout.Overlay(m.id))

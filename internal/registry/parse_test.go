@@ -11,6 +11,7 @@ import (
 
 var zeros = strings.Repeat("0", 64)
 
+// A6: what is left out of a reference, and what is none.
 func TestParseReference(t *testing.T) {
 	for typed, want := range map[string]string{
 		"alpine": "alpine", "alpine:latest": "alpine", "alpine:3.20": "alpine:3.20", "docker.io/library/alpine": "alpine",

@@ -23,11 +23,13 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 	"github.com/google/go-containerregistry/pkg/v1/tarball"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/image"
 	"github.com/vmsan/vmsan/internal/registry"
 	"github.com/vmsan/vmsan/internal/store"
+	"github.com/vmsan/vmsan/internal/testenv"
 )
 
 // hub is a registry on loopback, that notes what it is asked for.
@@ -213,9 +215,23 @@ func TestPullTogether(t *testing.T) {
 func TestPullFails(t *testing.T) {
 	h, s := newHub(t), newService(t)
 	h.push(t, "app", "a", "b")
-	for code, spoil := range map[api.Code]func(http.ResponseWriter){
-		api.ErrImageCorrupt: func(w http.ResponseWriter) { w.Write([]byte("nonsense")) },
-		api.ErrRegistryAuth: func(w http.ResponseWriter) { w.WriteHeader(http.StatusForbidden) },
+	status := func(code int) func(http.ResponseWriter) {
+		return func(w http.ResponseWriter) {
+			w.Header().Set("Retry-After", "3600") // longer than anybody waits
+			w.WriteHeader(code)
+		}
+	}
+	for _, c := range []struct {
+		code  api.Code
+		spoil func(http.ResponseWriter)
+	}{
+		{api.ErrImageCorrupt, func(w http.ResponseWriter) { w.Write([]byte("nonsense")) }},
+		{api.ErrRegistryAuth, status(http.StatusUnauthorized)},
+		{api.ErrRegistryAuth, status(http.StatusForbidden)},
+		{api.ErrImageNotFound, status(http.StatusNotFound)},
+		{api.ErrRegistryBusy, status(http.StatusTooManyRequests)},
+		{api.ErrRegistry, status(http.StatusInternalServerError)},
+		{api.ErrRegistry, status(http.StatusServiceUnavailable)},
 	} {
 		config := true
 		h.onGet(func(w http.ResponseWriter, r *http.Request) bool {
@@ -226,11 +242,11 @@ func TestPullFails(t *testing.T) {
 				config = false
 				return false
 			}
-			spoil(w)
+			c.spoil(w)
 			return true
 		})
-		if _, err := s.PullImage(t.Context(), h.host+"/app", PullWatch{}); !api.HasCode(err, code) {
-			t.Errorf("got %v, want %s", err, code)
+		if _, err := s.PullImage(t.Context(), h.host+"/app", PullWatch{}); !api.HasCode(err, c.code) {
+			t.Errorf("got %v, want %s", err, c.code)
 		}
 		if images, err := s.images().List(); err != nil || len(images) > 0 {
 			t.Errorf("%d images, %v", len(images), err)
@@ -242,6 +258,40 @@ func TestPullFails(t *testing.T) {
 	h.onGet(nil)
 	if _, err := s.PullImage(t.Context(), h.host+"/app", PullWatch{}); err != nil {
 		t.Error(err)
+	}
+}
+
+// A disk that has room for the layers and not for the image is full, and has
+// all its room again.
+func TestPullToFullDisk(t *testing.T) {
+	testenv.RequireRoot(t)
+	h, s := newHub(t), newService(t)
+	if err := unix.Mount("tmpfs", s.layout.Dir, "tmpfs", 0, "size=64k"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(s.layout.Dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	if err := s.layout.Init(); err != nil {
+		t.Fatal(err)
+	}
+	h.push(t, "app", strings.Repeat("deep/", 20)+"a")
+	if _, err := s.PullImage(t.Context(), h.host+"/app", PullWatch{}); !api.HasCode(err, api.ErrDiskFull) {
+		t.Errorf("got %v, want ErrDiskFull", err)
+	}
+	if images, err := s.images().List(); err != nil || len(images) > 0 {
+		t.Errorf("%d images, %v", len(images), err)
+	}
+	if left, err := os.ReadDir(s.layout.Tmp()); err != nil || len(left) > 0 {
+		t.Errorf("left %v, %v", left, err)
+	}
+	if err := unix.Mount("tmpfs", s.layout.Dir, "tmpfs", unix.MS_REMOUNT, "size=1m"); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.PullImage(t.Context(), h.host+"/app", PullWatch{}); err != nil {
+		t.Errorf("with room: %v", err)
 	}
 }
 

@@ -75,6 +75,10 @@ func cleanPath(name string) (string, error) {
 
 const xattrRecord = "SCHILY.xattr."
 
+// xattrNames reads what GNU tar writes for characters that would end the name
+// of an attribute in an archive.
+var xattrNames = strings.NewReplacer("%3D", "=", "%25", "%")
+
 // keptXattrs keeps attributes that mean in a guest what they meant where the
 // archive was made. POSIX ACLs do not: ext4 stores them in another form than
 // archives. Those of "trusted." would be orders to overlayfs.
@@ -82,6 +86,7 @@ func keptXattrs(records map[string]string) (map[string]string, error) {
 	var kept map[string]string
 	for key, value := range records {
 		name, ok := strings.CutPrefix(key, xattrRecord)
+		name = xattrNames.Replace(name)
 		if !ok || !strings.HasPrefix(name, "user.") && !strings.HasPrefix(name, "security.") {
 			continue
 		}

@@ -48,6 +48,7 @@ type PolicyAnswer struct {
 // SaveRequest names the files to save to, which are not there yet. Their paths
 // are absolute.
 type SaveRequest struct {
+	// State is for the machine. Empty: its disk alone is copied.
 	State string `json:"state"`
 	// Memory is for drivers that keep it apart.
 	Memory string `json:"memory,omitempty"`
