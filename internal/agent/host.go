@@ -350,7 +350,7 @@ func (s *hostService) Thaw(_ context.Context, request *connect.Request[guestv1.T
 func (s *hostService) Resize(_ context.Context, request *connect.Request[guestv1.ResizeRequest]) (*connect.Response[guestv1.ResizeResponse], error) {
 	response := &guestv1.ResizeResponse{}
 	err := s.onDisk("grow", request.Msg.GetMount(), func(mount string) (err error) {
-		response.Bytes, err = s.agent.config.Kernel.Grow(mount, request.Msg.GetDevice())
+		response.Bytes, err = s.agent.config.Kernel.Grow(mount, request.Msg.GetDevice(), request.Msg.GetBytes())
 		return err
 	})
 	if err != nil {

@@ -92,7 +92,7 @@ func (f *createFlags) complete(cmd *cobra.Command) (err error) {
 	if o.MemoryMiB, err = sandbox.ParseMemory(f.memory); err != nil {
 		return err
 	}
-	if o.DiskBytes, err = sandbox.ParseDisk(f.disk); err != nil {
+	if o.DiskBytes, err = sandbox.ParseDisk("--disk", f.disk); err != nil {
 		return err
 	}
 	if o.Labels, err = parseLabels(f.labels); err != nil {

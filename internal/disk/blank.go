@@ -33,8 +33,8 @@ const features = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,exte
 // makes it if there is none yet. It may be called from several processes and
 // goroutines at a time.
 func EnsureBlank(ctx context.Context, l store.Layout, size int64) (string, error) {
-	if size < MinSize || size > MaxSize || size%BlockSize != 0 {
-		return "", api.Errorf(api.ErrValidationDiskSize, "disk of %d bytes: sizes are multiples of %d from %d to %d", size, BlockSize, MinSize, int64(MaxSize))
+	if err := checkSize(size); err != nil {
+		return "", err
 	}
 	path := l.Blank(size)
 	if isBlank(path, size) {
@@ -44,6 +44,13 @@ func EnsureBlank(ctx context.Context, l store.Layout, size int64) (string, error
 		return "", scratch.Explain(fmt.Errorf("make blank disk of %d bytes: %w", size, err))
 	}
 	return path, nil
+}
+
+func checkSize(size int64) error {
+	if size < MinSize || size > MaxSize || size%BlockSize != 0 {
+		return api.Errorf(api.ErrValidationDiskSize, "disk of %d bytes: sizes are multiples of %d from %d to %d", size, BlockSize, MinSize, int64(MaxSize))
+	}
+	return nil
 }
 
 // isBlank trusts a file with the right size: blanks appear by renaming, and

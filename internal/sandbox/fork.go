@@ -69,7 +69,7 @@ func (s *Service) copies(ctx context.Context, r *store.Record, saved *store.Save
 				o.Name = fmt.Sprintf("%s-%d", prefix, i+1)
 			}
 			record := o.record(spec)
-			record.Saved = saved
+			record.Saved, record.Grown = saved, r.Grown
 			forks[i], err = s.bring(ctx, record, nil)
 			return err
 		})

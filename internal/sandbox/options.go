@@ -352,12 +352,12 @@ func ParseMemory(text string) (int, error) {
 }
 
 // ParseDisk reads a disk size as a user types it, "10", "10gb" or "512m",
-// into bytes. A bare number is GiB.
-func ParseDisk(text string) (int64, error) {
+// into bytes. A bare number is GiB. flag is where it was typed.
+func ParseDisk(flag, text string) (int64, error) {
 	bytes, err := parseSize(text, 1<<30)
 	if err != nil || bytes < MinDisk || bytes > MaxDisk || bytes%4096 != 0 {
-		return 0, api.Errorf(api.ErrValidationDiskSize, "Invalid --disk: %.80q. Expected GiB, or a size like 10gb or "+
-			"512m, between 16m and 16t.", text).WithFlag("--disk")
+		return 0, api.Errorf(api.ErrValidationDiskSize, "Invalid %s: %.80q. Expected GiB, or a size like 10gb or "+
+			"512m, between 16m and 16t.", flag, text).WithFlag(flag)
 	}
 	return bytes, nil
 }

@@ -338,6 +338,7 @@ func (s *Service) Restore(ctx context.Context, ref, snap string) (*store.Record,
 	r.Spec.Image, r.Spec.ImageName, r.Spec.Kernel = m.Image, m.ImageName, m.Host.Kernel
 	r.Spec.Driver, r.Spec.Accelerator, r.Spec.Init = m.Host.Driver, m.Host.Accelerator, g.Init
 	r.Spec.VCPUs, r.Spec.MemoryMiB, r.Spec.DiskBytes = m.VCPUs, m.MemoryMiB, m.DiskBytes
+	r.Grown = false
 	if err := s.replaceOverlay(r); err != nil {
 		return nil, fmt.Errorf("restore %s: %w", r.ID, err)
 	}

@@ -46,6 +46,9 @@ type Record struct {
 	Slot int `json:"slot"`
 	// Saved is what the next start goes on from, instead of a boot.
 	Saved *Saved `json:"saved,omitempty"`
+	// Grown is true if the sandbox's own disk may be larger than the file
+	// system on it: the guest has yet to grow that.
+	Grown bool `json:"grown,omitempty"`
 	// Internal sandboxes are vmsan's own, and not listed.
 	Internal bool `json:"internal,omitempty"`
 	// Ephemeral sandboxes are removed when they stop.

@@ -168,6 +168,9 @@ type VM interface {
 	// it is paused: a snapshot needs a copy made before Resume. Nothing is
 	// synced.
 	Save(ctx context.Context, to Saved) error
+	// DiskResized tells the guest that the file of the disk with that name has
+	// grown to bytes, which it has done already.
+	DiskResized(ctx context.Context, disk string, bytes int64) error
 	// Stop ends the VMM without asking the guest, in order if it does so
 	// before ctx ends, and else by killing it. It returns after Done and is
 	// no error if the VM had ended.

@@ -416,6 +416,12 @@ func (vm *virtualMachine) Resume(ctx context.Context) error {
 	return vm.monitor.run(ctx, "cont", nil, nil)
 }
 
+// DiskResized cuts or grows nothing: the file has that size, and QEMU only looks
+// again.
+func (vm *virtualMachine) DiskResized(ctx context.Context, disk string, bytes int64) error {
+	return vm.monitor.run(ctx, "block_resize", map[string]any{"node-name": disk, "size": bytes}, nil)
+}
+
 // quits asks QEMU to end and tells whether it did before ctx.
 func (vm *virtualMachine) quits(ctx context.Context) bool {
 	err := vm.monitor.run(ctx, "quit", nil, nil)
