@@ -95,6 +95,9 @@ func (a *Agent) identify(id link.Identity) error {
 	if id.Restored {
 		steps = a.awakening(steps)
 	}
+	if len(id.Volumes) > 0 {
+		steps = append(steps, step{"volumes", func() error { return a.mountVolumes(id.Volumes) }})
+	}
 	if id.Pattern {
 		steps = append(steps, step{"settle", a.settle})
 	}

@@ -58,6 +58,9 @@ func (k *recordingKernel) ResetConnections() error      { return k.record("ss -K
 func (k *recordingKernel) Cover(_, target string) error { return k.record("mount --bind %s", target) }
 func (k *recordingKernel) Freeze(path string) error     { return k.record("fsfreeze -f %s", path) }
 func (k *recordingKernel) Thaw(path string) error       { return k.record("fsfreeze -u %s", path) }
+func (k *recordingKernel) MountVolume(device, target string, readOnly bool) error {
+	return k.record("mount %s %s %t", device, target, readOnly)
+}
 func (k *recordingKernel) Grow(mount, device string, least uint64) (uint64, error) {
 	return 1 << 30, k.record("resize2fs %s %s %d", device, mount, least)
 }

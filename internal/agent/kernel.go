@@ -29,6 +29,9 @@ type Kernel interface {
 	// Freeze blocks writes to the filesystem path is on; Thaw lets them go on. Both may be called twice.
 	Freeze(path string) error
 	Thaw(path string) error
+	// MountVolume mounts the ext4 on a block device at target. One that was never mounted before takes the
+	// owner and permissions of what it covers.
+	MountVolume(device, target string, readOnly bool) error
 	// Grow makes the ext4 mounted at mount as large as its block device, once that has least bytes, and
 	// returns its size in bytes. An empty device is looked for.
 	Grow(mount, device string, least uint64) (uint64, error)

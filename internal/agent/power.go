@@ -93,11 +93,11 @@ func anyProcess() bool {
 	return false
 }
 
-// powerOff writes everything to the disks, closes the sandbox's own so that
-// it has no journal to replay, and resets the machine, which ends the VMM.
+// powerOff writes everything to the disks, closes those that outlive the guest
+// so that they have no journal to replay, and resets the machine, which ends the VMM.
 func (m *machine) powerOff() {
 	unix.Sync()
-	for _, path := range []string{"/", m.disk} {
+	for _, path := range append(mountedVolumes(), "/", m.disk) {
 		// A disk that is in use in a way that forbids it is synced all the same.
 		_ = unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
 	}

@@ -238,6 +238,10 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group, linked func
 	} else {
 		defer overlay.Close()
 	}
+	volumes, err := m.openVolumes()
+	if err != nil {
+		return err
+	}
 	spec := vmm.Spec{
 		ID: m.id, VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, Accelerator: vmm.Accelerator(s.Accelerator),
 		Kernel:    kernel.VmlinuxPath(m.layout, s.Kernel),
@@ -250,6 +254,7 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group, linked func
 		Linked: linked,
 		Log:    m.vmmLog,
 	}
+	spec.Disks = append(spec.Disks, volumes...)
 	// For the agent, as the kernel passes on what it does not know: signals to
 	// threads that have run for 10 ms, by which Go's scheduler takes turns,
 	// are code that an emulated guest has to translate. It takes turns at
@@ -402,6 +407,7 @@ func (m *monitor) identity() link.Identity {
 	}
 	id := link.Identity{
 		Hostname: hostname, MachineID: machineID(r.ID), Env: env, User: r.Spec.User, Workdir: r.Spec.Workdir,
+		Volumes: guestVolumes(r.Spec.Volumes),
 	}
 	if len(r.Spec.Main) > 0 {
 		id.Main = &link.Main{Args: r.Spec.Main, Restart: r.Spec.Restart, StopSignal: r.Spec.StopSignal}

@@ -37,6 +37,9 @@ func (s *Service) Fork(ctx context.Context, ref string, count int, prefix string
 	if r.Status != api.StatusRunning && (r.Status != api.StatusPaused || r.Reclaimed()) {
 		return nil, 0, notRunning(r)
 	}
+	if err := checkSavable(r, "fork"); err != nil {
+		return nil, 0, err
+	}
 	draft, err := s.snapshots().New()
 	if err != nil {
 		return nil, 0, err

@@ -27,6 +27,8 @@ type CreateOptions struct {
 	MemoryMiB int   // 64..; default 256
 	DiskBytes int64 // of the overlay; default 10 GiB
 
+	Volumes []store.Mount // made on demand, if they are written to
+
 	Env     map[string]string // of every command
 	Workdir string            // of every command; absolute
 	User    string            // of every command: name or uid
@@ -106,6 +108,7 @@ func (o *CreateOptions) complete() error {
 		func() error { return CheckWorkdir(o.Workdir) },
 		func() error { return CheckUser(o.User) },
 		func() error { return o.checkRestart() },
+		func() error { return o.checkVolumes() },
 		func() error { return checkChoice("--driver", o.Driver, "auto", "qemu") },
 		func() error { return checkChoice("--accel", o.Accelerator, "auto", "kvm", "tcg") },
 		func() error { return o.completeNetwork() },

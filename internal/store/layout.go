@@ -142,6 +142,10 @@ func (l Layout) TemplateLock(name string) string { return filepath.Join(l.Run, n
 // memory, state and overlay.ext4.
 func (l Layout) Snapshots() string { return filepath.Join(l.Dir, "snapshots") }
 
+// Volumes holds one directory per volume, named like it: disk.ext4 and
+// volume.json.
+func (l Layout) Volumes() string { return filepath.Join(l.Dir, "volumes") }
+
 // Sandboxes holds one directory per sandbox, named by its id.
 func (l Layout) Sandboxes() string { return filepath.Join(l.Dir, "sandboxes") }
 

@@ -37,8 +37,8 @@ type Spec struct {
 	Initramfs string   // path
 	Cmdline   []string // words of the kernel's command line, besides the driver's own
 
-	// Disks become vda, vdb, ... in this order. The driver does not close
-	// their files.
+	// Disks become vda, vdb, ... in this order, MaxDisks at most. The driver
+	// does not close their files.
 	Disks []Disk
 	// NIC is the network device. Optional.
 	NIC *NIC
@@ -51,6 +51,9 @@ type Spec struct {
 	// Log takes what the VMM prints. The driver does not close it. Optional.
 	Log *os.File
 }
+
+// MaxDisks is how many disks a machine has room for.
+const MaxDisks = 7
 
 // Disk is a raw disk image.
 type Disk struct {
