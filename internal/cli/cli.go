@@ -205,7 +205,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		}},
 		{"Images and volumes:", []*cobra.Command{a.imageCommand(), a.volumeCommand()}},
 		{"This program:", []*cobra.Command{
-			a.setupCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
+			a.setupCommand(), a.dfCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
 		}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})

@@ -124,9 +124,13 @@ func (l Layout) Registries() string { return filepath.Join(l.Dir, "registries.js
 // it.
 func (l Layout) Runtimes() string { return filepath.Join(l.Dir, "runtimes.json") }
 
-// Blank is an empty formatted overlay of size bytes, copied at every create.
+// Blanks holds empty formatted disks.
+func (l Layout) Blanks() string { return filepath.Join(l.Dir, "blanks") }
+
+// Blank is an empty formatted disk of size bytes, copied for each new sandbox
+// and volume.
 func (l Layout) Blank(size int64) string {
-	return filepath.Join(l.Dir, "blanks", fmt.Sprintf("%d.ext4", size))
+	return filepath.Join(l.Blanks(), fmt.Sprintf("%d.ext4", size))
 }
 
 // Templates holds vmsan's own snapshots, as Snapshots does the user's.
