@@ -56,7 +56,11 @@ func (m *machine) obey(signals <-chan os.Signal) {
 // askInit asks the image's own init, as the kernel does at ctrl-alt-del:
 // systemd, sysvinit, OpenRC and busybox all take SIGINT for a reboot, and a
 // reboot is what ends the VMM.
+//
+// It may take longer than the host waits, so that what was written until now
+// is put on the disks first.
 func askInit(context.Context, bool) error {
+	unix.Sync()
 	if err := unix.Kill(1, unix.SIGINT); err != nil {
 		return fmt.Errorf("ask init to shut down: %w", err)
 	}

@@ -128,9 +128,9 @@ func (l Layout) Runtimes() string { return filepath.Join(l.Dir, "runtimes.json")
 func (l Layout) Blanks() string { return filepath.Join(l.Dir, "blanks") }
 
 // Blank is an empty formatted disk of size bytes, copied for each new sandbox
-// and volume.
+// and volume. Its name changes with how disks are formatted.
 func (l Layout) Blank(size int64) string {
-	return filepath.Join(l.Blanks(), fmt.Sprintf("%d.ext4", size))
+	return filepath.Join(l.Blanks(), fmt.Sprintf("%d-2.ext4", size))
 }
 
 // Templates holds vmsan's own snapshots, as Snapshots does the user's.
