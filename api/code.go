@@ -51,6 +51,7 @@ const (
 	ErrValidationPortConflict   Code = "ERR_VALIDATION_PORT_CONFLICT"
 	ErrValidationBandwidth      Code = "ERR_VALIDATION_BANDWIDTH"
 	ErrValidationAddress        Code = "ERR_VALIDATION_ADDRESS"
+	ErrValidationVolume         Code = "ERR_VALIDATION_VOLUME"
 
 	ErrVMNotFound       Code = "ERR_VM_NOT_FOUND"
 	ErrVMAmbiguous      Code = "ERR_VM_AMBIGUOUS"
@@ -86,6 +87,10 @@ const (
 	ErrSnapshotCorrupt   Code = "ERR_SNAPSHOT_CORRUPT"
 	ErrSnapshotInvalid   Code = "ERR_SNAPSHOT_INVALID"
 	ErrSnapshotUnfit     Code = "ERR_SNAPSHOT_UNFIT"
+
+	ErrVolumeNotFound Code = "ERR_VOLUME_NOT_FOUND"
+	ErrVolumeExists   Code = "ERR_VOLUME_EXISTS"
+	ErrVolumeInUse    Code = "ERR_VOLUME_IN_USE"
 
 	ErrTimeoutAgent Code = "ERR_TIMEOUT_AGENT"
 	ErrTimeoutLock  Code = "ERR_TIMEOUT_LOCK"
@@ -141,6 +146,7 @@ var Codes = map[Code]Meaning{
 	ErrValidationPortConflict:   {KindConflict, "a port of the host is wanted twice, or in use"},
 	ErrValidationBandwidth:      {KindUsage, "a bandwidth is malformed or out of range"},
 	ErrValidationAddress:        {KindUsage, "an address is malformed"},
+	ErrValidationVolume:         {KindUsage, "a volume is not NAME:/PATH, or named twice"},
 
 	ErrNetwork:                 {KindInternal, "the sandbox's network could not be made or changed"},
 	ErrNetworkDefaultInterface: {KindUnsupported, "the host has no way to the internet"},
@@ -176,6 +182,10 @@ var Codes = map[Code]Meaning{
 	ErrSnapshotCorrupt:   {KindInternal, "a snapshot's files are not what its manifest says"},
 	ErrSnapshotInvalid:   {KindUsage, "the archive is not a snapshot that can be imported"},
 	ErrSnapshotUnfit:     {KindUnsupported, "the snapshot was made on a host or by a version that differs from this one"},
+
+	ErrVolumeNotFound: {KindNotFound, "no volume has that name"},
+	ErrVolumeExists:   {KindConflict, "a volume has that name already"},
+	ErrVolumeInUse:    {KindConflict, "a sandbox has that volume"},
 
 	ErrTimeoutAgent: {KindTimeout, "the guest did not say ready in time"},
 	ErrTimeoutLock:  {KindTimeout, "a lock was held for too long by another vmsan"},

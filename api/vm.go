@@ -50,6 +50,7 @@ type VM struct {
 	Main        []string          `json:"main,omitempty"`    // the main process
 	Restart     string            `json:"restart,omitempty"` // when it is started again
 	Env         map[string]string `json:"env,omitempty"`
+	Volumes     []string          `json:"volumes,omitempty"` // like "data:/srv/data:ro"
 
 	// NetworkPolicy is what it may reach. Nil without a network.
 	NetworkPolicy *NetworkPolicy `json:"networkPolicy,omitempty"`

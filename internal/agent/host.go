@@ -95,6 +95,9 @@ func (a *Agent) identify(id link.Identity) error {
 	if id.Restored {
 		steps = a.awakening(steps)
 	}
+	if len(id.Volumes) > 0 {
+		steps = append(steps, step{"volumes", func() error { return a.mountVolumes(id.Volumes) }})
+	}
 	if id.Pattern {
 		steps = append(steps, step{"settle", a.settle})
 	}
@@ -350,7 +353,7 @@ func (s *hostService) Thaw(_ context.Context, request *connect.Request[guestv1.T
 func (s *hostService) Resize(_ context.Context, request *connect.Request[guestv1.ResizeRequest]) (*connect.Response[guestv1.ResizeResponse], error) {
 	response := &guestv1.ResizeResponse{}
 	err := s.onDisk("grow", request.Msg.GetMount(), func(mount string) (err error) {
-		response.Bytes, err = s.agent.config.Kernel.Grow(mount, request.Msg.GetDevice())
+		response.Bytes, err = s.agent.config.Kernel.Grow(mount, request.Msg.GetDevice(), request.Msg.GetBytes())
 		return err
 	})
 	if err != nil {

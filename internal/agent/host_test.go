@@ -58,8 +58,11 @@ func (k *recordingKernel) ResetConnections() error      { return k.record("ss -K
 func (k *recordingKernel) Cover(_, target string) error { return k.record("mount --bind %s", target) }
 func (k *recordingKernel) Freeze(path string) error     { return k.record("fsfreeze -f %s", path) }
 func (k *recordingKernel) Thaw(path string) error       { return k.record("fsfreeze -u %s", path) }
-func (k *recordingKernel) Grow(mount, device string) (uint64, error) {
-	return 1 << 30, k.record("resize2fs %s %s", device, mount)
+func (k *recordingKernel) MountVolume(device, target string, readOnly bool) error {
+	return k.record("mount %s %s %t", device, target, readOnly)
+}
+func (k *recordingKernel) Grow(mount, device string, least uint64) (uint64, error) {
+	return 1 << 30, k.record("resize2fs %s %s %d", device, mount, least)
 }
 
 func TestConfigure(t *testing.T) {
@@ -160,11 +163,11 @@ func TestDisk(t *testing.T) {
 	if _, err := g.control.Freeze(t.Context(), connect.NewRequest(&guestv1.FreezeRequest{CommandsOnly: true})); err != nil {
 		t.Error(err)
 	}
-	response, err := g.control.Resize(t.Context(), connect.NewRequest(&guestv1.ResizeRequest{Device: "/dev/vdb"}))
+	response, err := g.control.Resize(t.Context(), connect.NewRequest(&guestv1.ResizeRequest{Device: "/dev/vdb", Bytes: 7}))
 	if err != nil || response.Msg.GetBytes() != 1<<30 {
 		t.Errorf("got %v, error %v", response, err)
 	}
-	if want := []string{"fsfreeze -f /disk", "fsfreeze -u /other", "resize2fs /dev/vdb /disk"}; !slices.Equal(kernel.calls, want) {
+	if want := []string{"fsfreeze -f /disk", "fsfreeze -u /other", "resize2fs /dev/vdb /disk 7"}; !slices.Equal(kernel.calls, want) {
 		t.Errorf("got %q, want %q", kernel.calls, want)
 	}
 	_, err = g.control.Freeze(t.Context(), connect.NewRequest(&guestv1.FreezeRequest{Mount: "relative"}))

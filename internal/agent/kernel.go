@@ -29,9 +29,12 @@ type Kernel interface {
 	// Freeze blocks writes to the filesystem path is on; Thaw lets them go on. Both may be called twice.
 	Freeze(path string) error
 	Thaw(path string) error
-	// Grow makes the ext4 mounted at mount as large as its block device, and returns that size in bytes.
-	// An empty device is looked for.
-	Grow(mount, device string) (uint64, error)
+	// MountVolume mounts the ext4 on a block device at target. One that was never mounted before takes the
+	// owner and permissions of what it covers.
+	MountVolume(device, target string, readOnly bool) error
+	// Grow makes the ext4 mounted at mount as large as its block device, once that has least bytes, and
+	// returns its size in bytes. An empty device is looked for.
+	Grow(mount, device string, least uint64) (uint64, error)
 }
 
 // linux is the real Kernel.
@@ -131,7 +134,7 @@ func ioctl(file *os.File, request uintptr, argument unsafe.Pointer) error {
 	return nil
 }
 
-func (linux) Grow(mount, device string) (uint64, error) {
+func (linux) Grow(mount, device string, least uint64) (uint64, error) {
 	var stat unix.Statfs_t
 	if err := unix.Statfs(mount, &stat); err != nil {
 		return 0, err
@@ -146,7 +149,7 @@ func (linux) Grow(mount, device string) (uint64, error) {
 		}
 		device = found
 	}
-	size, err := deviceSize(device)
+	size, err := awaitSize(device, least)
 	if err != nil {
 		return 0, err
 	}
@@ -174,6 +177,22 @@ func deviceOf(mount string) (string, error) {
 		return "", fmt.Errorf("find block device %s: %w", number, err)
 	}
 	return "/dev/" + filepath.Base(link), nil
+}
+
+// sizeTime is how long the kernel may take to hear of a disk's new size: an interrupt and a work queue.
+const sizeTime = 5 * time.Second
+
+// awaitSize returns the size of a block device when it is least bytes.
+func awaitSize(device string, least uint64) (uint64, error) {
+	for deadline := time.Now().Add(sizeTime); ; time.Sleep(time.Millisecond) {
+		size, err := deviceSize(device)
+		if err != nil || size >= least {
+			return size, err
+		}
+		if time.Now().After(deadline) {
+			return 0, fmt.Errorf("%s has %d bytes and not the %d that it was to have", device, size, least)
+		}
+	}
 }
 
 func deviceSize(path string) (uint64, error) {

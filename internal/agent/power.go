@@ -56,7 +56,11 @@ func (m *machine) obey(signals <-chan os.Signal) {
 // askInit asks the image's own init, as the kernel does at ctrl-alt-del:
 // systemd, sysvinit, OpenRC and busybox all take SIGINT for a reboot, and a
 // reboot is what ends the VMM.
+//
+// It may take longer than the host waits, so that what was written until now
+// is put on the disks first.
 func askInit(context.Context, bool) error {
+	unix.Sync()
 	if err := unix.Kill(1, unix.SIGINT); err != nil {
 		return fmt.Errorf("ask init to shut down: %w", err)
 	}
@@ -93,11 +97,11 @@ func anyProcess() bool {
 	return false
 }
 
-// powerOff writes everything to the disks, closes the sandbox's own so that
-// it has no journal to replay, and resets the machine, which ends the VMM.
+// powerOff writes everything to the disks, closes those that outlive the guest
+// so that they have no journal to replay, and resets the machine, which ends the VMM.
 func (m *machine) powerOff() {
 	unix.Sync()
-	for _, path := range []string{"/", m.disk} {
+	for _, path := range append(mountedVolumes(), "/", m.disk) {
 		// A disk that is in use in a way that forbids it is synced all the same.
 		_ = unix.Mount("", path, "", unix.MS_REMOUNT|unix.MS_RDONLY, "")
 	}

@@ -197,15 +197,15 @@ func (a *app) addCommands(root *cobra.Command) {
 	}{
 		{"Sandboxes:", []*cobra.Command{
 			a.runCommand(), a.createCommand(), a.listCommand(), a.inspectCommand(), a.startCommand(), a.stopCommand(),
-			a.restartCommand(), a.removeCommand(), a.waitCommand(), a.renameCommand(), a.logsCommand(), a.networkCommand(),
+			a.restartCommand(), a.removeCommand(), a.waitCommand(), a.renameCommand(), a.resizeCommand(), a.logsCommand(), a.networkCommand(),
 			a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.restoreCommand(), a.snapshotCommand(),
 		}},
 		{"Commands in a sandbox:", []*cobra.Command{
 			a.execCommand(), a.connectCommand(), a.sessionsCommand(), a.psCommand(), a.attachCommand(), a.killCommand(),
 		}},
-		{"Images:", []*cobra.Command{a.imageCommand()}},
+		{"Images and volumes:", []*cobra.Command{a.imageCommand(), a.volumeCommand()}},
 		{"This program:", []*cobra.Command{
-			a.setupCommand(), a.doctorCommand(), a.gcCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
+			a.setupCommand(), a.doctorCommand(), a.gcCommand(), a.dfCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
 		}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})

@@ -148,13 +148,13 @@ func (a *app) snapshotRemoveCommand() *cobra.Command {
 		Args:              arguments(cobra.MinimumNArgs(1)),
 		ValidArgsFunction: a.completeSnapshots,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			return a.removeManifests(cmd.Context(), args, (*sandbox.Service).DeleteSnapshot)
+			return a.removeEach(cmd.Context(), args, (*sandbox.Service).DeleteSnapshot)
 		},
 	}
 }
 
-// removeManifests removes snapshots or templates, one after the other.
-func (a *app) removeManifests(ctx context.Context, refs []string, remove func(*sandbox.Service, context.Context, string) (string, error)) error {
+// removeEach removes snapshots, templates or volumes, one after the other.
+func (a *app) removeEach(ctx context.Context, refs []string, remove func(*sandbox.Service, context.Context, string) (string, error)) error {
 	service, err := a.service()
 	if err != nil {
 		return err

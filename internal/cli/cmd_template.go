@@ -27,7 +27,7 @@ func (a *app) templateCommand() *cobra.Command {
 		&cobra.Command{
 			Use: "remove TEMPLATE...", Aliases: []string{"rm"}, Short: "Remove templates", Args: arguments(cobra.MinimumNArgs(1)),
 			RunE: func(cmd *cobra.Command, args []string) error {
-				return a.removeManifests(cmd.Context(), args, (*sandbox.Service).DeleteTemplate)
+				return a.removeEach(cmd.Context(), args, (*sandbox.Service).DeleteTemplate)
 			},
 		},
 		a.templatePruneCommand(),

@@ -17,6 +17,7 @@ type createFlags struct {
 	vcpus, memory, disk string
 	bootTimeout         string
 	labels, env         []string
+	volumes             []string
 	network             networkFlags
 	rootfs              string
 	trace               bool
@@ -39,6 +40,7 @@ func (f *createFlags) register(a *app, cmd *cobra.Command) {
 	flags.StringVar(&f.vcpus, "vcpus", "1", "virtual CPUs: a `NUMBER` from 1 to 32")
 	flags.StringVar(&f.memory, "memory", "256m", "memory: a `SIZE` like 512m or 2g, or MiB; at least 64m")
 	flags.StringVar(&f.disk, "disk", "10g", "its own disk: a `SIZE` like 512m or 20g, or GiB; it takes space as it fills")
+	flags.StringArrayVar(&f.volumes, "volume", nil, "disk that outlives the sandbox, `NAME:/PATH[:ro]`, made if it is not there (may be repeated)")
 	flags.StringArrayVarP(&f.env, "env", "e", nil, "environment of every command, `KEY=VALUE` (may be repeated)")
 	flags.StringVarP(&o.Workdir, "workdir", "w", "", "`DIRECTORY` that commands begin in (default: the user's home)")
 	flags.StringVarP(&o.User, "user", "u", "", "`USER` that commands run as: a name or number, also with :GROUP (default: root)")
@@ -92,7 +94,7 @@ func (f *createFlags) complete(cmd *cobra.Command) (err error) {
 	if o.MemoryMiB, err = sandbox.ParseMemory(f.memory); err != nil {
 		return err
 	}
-	if o.DiskBytes, err = sandbox.ParseDisk(f.disk); err != nil {
+	if o.DiskBytes, err = sandbox.ParseDisk("--disk", f.disk); err != nil {
 		return err
 	}
 	if o.Labels, err = parseLabels(f.labels); err != nil {
@@ -100,6 +102,13 @@ func (f *createFlags) complete(cmd *cobra.Command) (err error) {
 	}
 	if o.Env, err = parseEnv(f.env); err != nil {
 		return err
+	}
+	for _, text := range f.volumes {
+		m, err := sandbox.ParseVolume(text)
+		if err != nil {
+			return err
+		}
+		o.Volumes = append(o.Volumes, m)
 	}
 	if err := f.network.complete(o); err != nil {
 		return err
@@ -127,7 +136,7 @@ func checkSnapshotFlags(cmd *cobra.Command) error {
 	if cmd.Flag("snapshot").Value.String() == "" {
 		return api.Errorf(api.ErrSnapshotNotFound, "Invalid --snapshot: it is empty.").WithFlag("--snapshot").WithHint("vmsan snapshot ls")
 	}
-	for _, flag := range []string{"image", "from-image", "runtime", "rootfs", "pull", "vcpus", "memory", "disk", "init", "driver", "accel", "cold", "network", "entrypoint", "restart"} {
+	for _, flag := range []string{"image", "from-image", "runtime", "rootfs", "pull", "vcpus", "memory", "disk", "init", "driver", "accel", "cold", "network", "entrypoint", "restart", "volume"} {
 		if cmd.Flags().Changed(flag) {
 			return exclusive("--snapshot", "--"+flag)
 		}

@@ -33,8 +33,8 @@ const features = "none,has_journal,ext_attr,resize_inode,dir_index,filetype,exte
 // makes it if there is none yet. It may be called from several processes and
 // goroutines at a time.
 func EnsureBlank(ctx context.Context, l store.Layout, size int64) (string, error) {
-	if size < MinSize || size > MaxSize || size%BlockSize != 0 {
-		return "", api.Errorf(api.ErrValidationDiskSize, "disk of %d bytes: sizes are multiples of %d from %d to %d", size, BlockSize, MinSize, int64(MaxSize))
+	if err := checkSize(size); err != nil {
+		return "", err
 	}
 	path := l.Blank(size)
 	if isBlank(path, size) {
@@ -44,6 +44,13 @@ func EnsureBlank(ctx context.Context, l store.Layout, size int64) (string, error
 		return "", scratch.Explain(fmt.Errorf("make blank disk of %d bytes: %w", size, err))
 	}
 	return path, nil
+}
+
+func checkSize(size int64) error {
+	if size < MinSize || size > MaxSize || size%BlockSize != 0 {
+		return api.Errorf(api.ErrValidationDiskSize, "disk of %d bytes: sizes are multiples of %d from %d to %d", size, BlockSize, MinSize, int64(MaxSize))
+	}
+	return nil
 }
 
 // isBlank trusts a file with the right size: blanks appear by renaming, and
@@ -129,8 +136,23 @@ func mkfsArgs(size int64) []string {
 		// write them, 160 MB for a disk of 10 GB, into every sandbox's disk.
 		// mke2fs itself makes holes of them, unless told not to discard. The
 		// journal it would rather write, so that one is left as it is.
-		"-E", "lazy_itable_init=0,lazy_journal_init=1",
+		"-E", fmt.Sprintf("lazy_itable_init=0,lazy_journal_init=1,resize=%d", growsTo(size)/BlockSize),
 	}
+}
+
+// growsTo is the size up to which a mounted disk can grow without another
+// layout of its groups' descriptors, in bytes. mke2fs would keep more blocks
+// for them, and a mounted ext4 that grows changes all of these at once: they
+// have to fit into a quarter of the journal, or it cannot grow at all.
+func growsTo(size int64) int64 {
+	const (
+		most  = 1 << 42
+		times = 1000
+	)
+	if size > most/times {
+		return size + most
+	}
+	return size * times
 }
 
 // journalMiB keeps journals smaller than mke2fs would. A journal's blocks are

@@ -188,6 +188,8 @@ func (g *gate) carryOut(ctx context.Context, order Order) (report Report) {
 	case order.Thaw:
 		// It stood still while it was copied, and so did its clock.
 		err = errors.Join(g.host.SetClock(ctx), g.client.Thaw(ctx))
+	case order.Resize != 0:
+		_, err = g.client.Resize(ctx, order.Resize)
 	case order.SetTime:
 		err = g.host.SetClock(ctx)
 	default:

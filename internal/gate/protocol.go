@@ -51,6 +51,9 @@ type Order struct {
 	Thaw   bool `json:"thaw,omitempty"`
 	// SetTime sets the guest's clock.
 	SetTime bool `json:"set_time,omitempty"`
+	// Resize has the guest grow its file system to that of its own disk, which
+	// has so many bytes.
+	Resize int64 `json:"resize,omitempty"`
 	// Policy changes what the guest may reach.
 	Policy *PolicyOrder `json:"policy,omitempty"`
 }

@@ -28,9 +28,10 @@ func (c *Client) Thaw(ctx context.Context) error {
 }
 
 // Resize grows the file system on the sandbox's own disk to the size of the
-// disk, which it returns in bytes.
-func (c *Client) Resize(ctx context.Context) (int64, error) {
-	response, err := c.host.Resize(ctx, connect.NewRequest(&guestv1.ResizeRequest{}))
+// disk, which it returns, and which the guest waits for to be least; both are
+// in bytes.
+func (c *Client) Resize(ctx context.Context, least int64) (int64, error) {
+	response, err := c.host.Resize(ctx, connect.NewRequest(&guestv1.ResizeRequest{Bytes: uint64(least)}))
 	if err != nil {
 		return 0, callError("grow disk", err)
 	}

@@ -101,7 +101,7 @@ func TestResize(t *testing.T) {
 	}
 	vmsan.Run(t, "start", id)
 	for range 2 {
-		got, err := dial(t, vmsan, id).Resize(t.Context())
+		got, err := dial(t, vmsan, id).Resize(t.Context(), after)
 		if err != nil || got != after {
 			t.Fatalf("got %d bytes, error %v; want %d", got, err, after)
 		}

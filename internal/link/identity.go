@@ -25,6 +25,10 @@ type Identity struct {
 	Address netip.Prefix `json:"address,omitzero"`
 	Gateway netip.Addr   `json:"gateway,omitzero"`
 
+	// Volumes are on the machine's disks behind the guest's own, in their
+	// order.
+	Volumes []Volume `json:"volumes,omitempty"`
+
 	// Restored is told to a guest that is a copy of another, or the same at an
 	// earlier time, and BootID is its new boot id, a UUID.
 	Restored bool   `json:"restored,omitempty"`
@@ -39,6 +43,18 @@ type Identity struct {
 	Time    time.Time `json:"-"`
 	Entropy []byte    `json:"-"`
 }
+
+// Volume is where the guest is to have a disk that outlives it.
+type Volume struct {
+	Path     string `json:"path"`
+	ReadOnly bool   `json:"read_only,omitempty"`
+}
+
+// The kinds of volumes, as they are told.
+const (
+	volumeWord         = "volume"
+	readOnlyVolumeWord = "read_only_volume"
+)
 
 // encode writes an identity as hex digits: pairs of names and values, with a
 // NUL behind each, which costs a guest next to nothing to read.
@@ -66,6 +82,13 @@ func (id Identity) encode() (string, error) {
 		}
 		add("restart", id.Main.Restart)
 		add("stop_signal", strconv.Itoa(id.Main.StopSignal))
+	}
+	for _, v := range id.Volumes {
+		if v.ReadOnly {
+			add(readOnlyVolumeWord, v.Path)
+		} else {
+			add(volumeWord, v.Path)
+		}
 	}
 	if id.BootID != "" {
 		add("boot_id", id.BootID)
@@ -139,6 +162,8 @@ func (id *Identity) set(name, value string) error {
 		id.Main.Args = append(id.Main.Args, value)
 	case "restart", "stop_signal":
 		return id.setMain(name, value)
+	case volumeWord, readOnlyVolumeWord:
+		id.Volumes = append(id.Volumes, Volume{Path: value, ReadOnly: name == readOnlyVolumeWord})
 	case "boot_id":
 		id.BootID = value
 	case "restored":

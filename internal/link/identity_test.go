@@ -15,6 +15,7 @@ var testIdentity = Identity{
 	Main: &Main{Args: []string{"/bin/sh", "", "a b"}, Restart: "on-failure:3", StopSignal: 15},
 	Env:  map[string]string{"A": "", "B": "x=y\nz", "C": "\u00e4"},
 	Time: time.Unix(1700000000, 5), Entropy: []byte{0, 1, 255},
+	Volumes:  []Volume{{Path: "/data"}, {Path: "/models of mine", ReadOnly: true}},
 	Restored: true, Pattern: true, BootID: "01234567-89ab-cdef-0123-456789abcdef",
 	Address: netip.MustParsePrefix("192.0.0.2/30"), Gateway: netip.MustParseAddr("192.0.0.1"),
 }

@@ -79,6 +79,13 @@ func (m *monitor) steps(ctx context.Context, t *trace) error {
 	if err := m.gate.begin(ctx, gate.Begin{Identity: &identity, Network: m.networkOrder()}, m.vm, t); err != nil {
 		return err
 	}
+	if m.record.Grown {
+		// It works as it is; what it lacks is room.
+		if err := m.growGuest(ctx); err != nil {
+			m.log.Warn("grow disk", "error", err)
+		}
+		t.done("grow disk", "")
+	}
 	return m.save(func(r *store.Record) {
 		r.Host.VMM, r.Host.Gate = store.ProcessOf(m.vm.PID()), store.ProcessOf(m.gate.PID())
 	})
@@ -235,11 +242,15 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group, linked func
 	} else {
 		defer overlay.Close()
 	}
+	volumes, err := m.openVolumes()
+	if err != nil {
+		return err
+	}
 	spec := vmm.Spec{
 		ID: m.id, VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, Accelerator: vmm.Accelerator(s.Accelerator),
 		Kernel:    kernel.VmlinuxPath(m.layout, s.Kernel),
 		Initramfs: kernel.InitramfsPath(m.layout, s.Kernel),
-		Disks:     []vmm.Disk{{Name: "image", File: base, ReadOnly: true}, {Name: "overlay", File: overlay}},
+		Disks:     []vmm.Disk{{Name: imageDisk, File: base, ReadOnly: true}, {Name: overlayDisk, File: overlay}},
 		Jail: vmm.Jail{
 			User: user(m.record.Host.UID), Root: m.layout.JailRoot(m.id), Cgroup: group, NoSeccomp: s.NoSeccomp,
 		},
@@ -247,6 +258,7 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group, linked func
 		Linked: linked,
 		Log:    m.vmmLog,
 	}
+	spec.Disks = append(spec.Disks, volumes...)
 	// For the agent, as the kernel passes on what it does not know: signals to
 	// threads that have run for 10 ms, by which Go's scheduler takes turns,
 	// are code that an emulated guest has to translate. It takes turns at
@@ -399,6 +411,7 @@ func (m *monitor) identity() link.Identity {
 	}
 	id := link.Identity{
 		Hostname: hostname, MachineID: machineID(r.ID), Env: env, User: r.Spec.User, Workdir: r.Spec.Workdir,
+		Volumes: guestVolumes(r.Spec.Volumes),
 	}
 	if len(r.Spec.Main) > 0 {
 		id.Main = &link.Main{Args: r.Spec.Main, Restart: r.Spec.Restart, StopSignal: r.Spec.StopSignal}

@@ -354,7 +354,7 @@ func (m *monitor) Hold(ctx context.Context) error {
 	case <-m.finished:
 		return m.outcome
 	case <-ctx.Done():
-		return m.Stop(context.Background(), 0)
+		return m.Stop(context.Background(), m.lastGrace())
 	}
 }
 
@@ -369,6 +369,6 @@ func (m *monitor) awaitHold() {
 	case <-m.finished:
 	case <-time.After(holdWait):
 		m.log.Warn("nobody holds this ephemeral sandbox")
-		m.Stop(context.Background(), 0)
+		m.Stop(context.Background(), m.lastGrace())
 	}
 }

@@ -69,10 +69,18 @@ func (m *monitor) Resume(ctx context.Context) error {
 // pause.
 const guestTime = 20 * time.Second
 
+// growTime is how long it may take to grow a file system: a busy guest that is
+// emulated writes the tables of a hundred thousand groups of blocks.
+const growTime = 5 * time.Minute
+
 // tellGuest has the gate tell the guest something: the next gate, if this one
 // dies of it.
 func (m *monitor) tellGuest(ctx context.Context, o gate.Order) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, guestTime, errors.New("the guest does not answer"))
+	limit := guestTime
+	if o.Resize != 0 {
+		limit = growTime
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, limit, errors.New("the guest does not answer"))
 	defer cancel()
 	for {
 		m.mu.Lock()

@@ -27,6 +27,9 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (*store.Record, e
 	if err := checkNetwork(record.Spec); err != nil {
 		return nil, err
 	}
+	if err := s.lookForVolumes(record.Spec.Volumes); err != nil {
+		return nil, err
+	}
 	template := record.Saved
 	created, err := s.bring(ctx, record, o.First)
 	if err != nil && template != nil && o.Snapshot == "" && ctx.Err() == nil && api.AsError(err).Code != api.ErrInternal {
@@ -58,6 +61,9 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 	// From here on the record keeps the image, which nothing did before.
 	_, err = s.images().CheckSettled(ctx, record.Spec.Image)
 	if err == nil {
+		err = s.ensureVolumes(ctx, record.Spec.Volumes)
+	}
+	if err == nil {
 		err = s.prepare(ctx, record)
 	}
 	if err == nil {
@@ -87,7 +93,7 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 		return nil, err
 	}
 	spec := store.Spec{
-		Env: o.Env, Workdir: o.Workdir, User: o.User,
+		Env: o.Env, Workdir: o.Workdir, User: o.User, Volumes: o.Volumes,
 		Network: o.Network, Policy: o.Policy, Publications: o.Publications, Resolvers: o.Resolvers, Bandwidth: o.Bandwidth,
 		Pool: ready.Pool, RequireKVM: o.RequireKVM, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup, BootTimeout: o.BootTimeout,
 	}

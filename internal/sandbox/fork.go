@@ -37,6 +37,9 @@ func (s *Service) Fork(ctx context.Context, ref string, count int, prefix string
 	if r.Status != api.StatusRunning && (r.Status != api.StatusPaused || r.Reclaimed()) {
 		return nil, 0, notRunning(r)
 	}
+	if err := checkSavable(r, "fork"); err != nil {
+		return nil, 0, err
+	}
 	draft, err := s.snapshots().New()
 	if err != nil {
 		return nil, 0, err
@@ -69,7 +72,7 @@ func (s *Service) copies(ctx context.Context, r *store.Record, saved *store.Save
 				o.Name = fmt.Sprintf("%s-%d", prefix, i+1)
 			}
 			record := o.record(spec)
-			record.Saved = saved
+			record.Saved, record.Grown = saved, r.Grown
 			forks[i], err = s.bring(ctx, record, nil)
 			return err
 		})

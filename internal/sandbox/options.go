@@ -27,6 +27,8 @@ type CreateOptions struct {
 	MemoryMiB int   // 64..; default 256
 	DiskBytes int64 // of the overlay; default 10 GiB
 
+	Volumes []store.Mount // made on demand, if they are written to
+
 	Env     map[string]string // of every command
 	Workdir string            // of every command; absolute
 	User    string            // of every command: name or uid
@@ -106,6 +108,7 @@ func (o *CreateOptions) complete() error {
 		func() error { return CheckWorkdir(o.Workdir) },
 		func() error { return CheckUser(o.User) },
 		func() error { return o.checkRestart() },
+		func() error { return o.checkVolumes() },
 		func() error { return checkChoice("--driver", o.Driver, "auto", "qemu") },
 		func() error { return checkChoice("--accel", o.Accelerator, "auto", "kvm", "tcg") },
 		func() error { return o.completeNetwork() },
@@ -352,12 +355,12 @@ func ParseMemory(text string) (int, error) {
 }
 
 // ParseDisk reads a disk size as a user types it, "10", "10gb" or "512m",
-// into bytes. A bare number is GiB.
-func ParseDisk(text string) (int64, error) {
+// into bytes. A bare number is GiB. flag is where it was typed.
+func ParseDisk(flag, text string) (int64, error) {
 	bytes, err := parseSize(text, 1<<30)
 	if err != nil || bytes < MinDisk || bytes > MaxDisk || bytes%4096 != 0 {
-		return 0, api.Errorf(api.ErrValidationDiskSize, "Invalid --disk: %.80q. Expected GiB, or a size like 10gb or "+
-			"512m, between 16m and 16t.", text).WithFlag("--disk")
+		return 0, api.Errorf(api.ErrValidationDiskSize, "Invalid %s: %.80q. Expected GiB, or a size like 10gb or "+
+			"512m, between 16m and 16t.", flag, text).WithFlag(flag)
 	}
 	return bytes, nil
 }

@@ -62,12 +62,12 @@ func TestParseDisk(t *testing.T) {
 		"1": 1 << 30, "10": 10 << 30, "1024": 1 << 40, "10gb": 10 << 30, "10g": 10 << 30, "10GiB": 10 << 30,
 		"16m": 16 << 20, "512m": 512 << 20, "16t": 16 << 40,
 	} {
-		if got, err := ParseDisk(text); got != want || err != nil {
+		if got, err := ParseDisk("--disk", text); got != want || err != nil {
 			t.Errorf("ParseDisk(%q) = %d, %v", text, got, err)
 		}
 	}
 	for _, text := range []string{"", "0", "15m", "17t", "16385", "-1", "10xb", "1.5g", "16777217b", "gb", "10 gb"} {
-		_, err := ParseDisk(text)
+		_, err := ParseDisk("--disk", text)
 		refused(t, err, api.ErrValidationDiskSize, "--disk", text)
 	}
 }

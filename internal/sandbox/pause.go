@@ -50,6 +50,9 @@ func died(id string) error {
 // reclaim saves the machine beside its disk and ends it. If it cannot be
 // saved it is as it was before.
 func (s *Service) reclaim(ctx context.Context, r *store.Record) error {
+	if err := checkSavable(r, "reclaim"); err != nil {
+		return err
+	}
 	draft, err := s.snapshots().New()
 	if err != nil {
 		return err

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"os"
+	"time"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/cgroup"
@@ -15,7 +16,8 @@ import (
 )
 
 // Remove deletes a sandbox with its disk. One that runs is refused unless
-// force is given, which ends it without asking the guest.
+// force is given, which ends it without asking the guest, if it does not write
+// to volumes.
 func (s *Service) Remove(ctx context.Context, ref string, force bool) (id string, err error) {
 	id, err = s.layout.Find(ref)
 	if err != nil {
@@ -39,11 +41,20 @@ func (s *Service) remove(ctx context.Context, id string, force bool) error {
 		return notStopped(record).WithHint("vmsan rm -f %s, or vmsan stop %s first", id, id)
 	}
 	if record.Running() {
-		if err := s.stop(ctx, record, 0); err != nil {
+		if err := s.stop(ctx, record, lastGrace(record)); err != nil {
 			return err
 		}
 	}
 	return s.delete(ctx, id)
+}
+
+// lastGrace is how long the guest of a sandbox that is to be removed has to
+// end: none, unless it has yet to write something that outlives it.
+func lastGrace(r *store.Record) time.Duration {
+	if r.Spec.Writes() {
+		return monitor.DefaultGrace
+	}
+	return 0
 }
 
 // delete removes a sandbox that does not run.

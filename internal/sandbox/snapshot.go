@@ -73,6 +73,9 @@ func (s *Service) CreateSnapshot(ctx context.Context, ref, name string, stop boo
 	if r.Status != api.StatusRunning && (r.Status != api.StatusPaused || r.Reclaimed()) {
 		return m, 0, notRunning(r)
 	}
+	if err := checkSavable(r, "snapshot"); err != nil {
+		return m, 0, err
+	}
 	all := s.snapshots()
 	if name != "" {
 		if err := all.CheckName(name); err != nil {
@@ -325,6 +328,9 @@ func (s *Service) Restore(ctx context.Context, ref, snap string) (*store.Record,
 		return nil, api.Errorf(api.ErrSnapshotUnfit, "snapshot %s is of a sandbox with the network %s, and VM %s has %s", m.ID, g.Network,
 			r.ID, r.Spec.Network).WithVM(r.ID)
 	}
+	if err := checkSavable(r, "restore"); err != nil {
+		return nil, err
+	}
 	// Memory that it gave back goes too: it does not fit the disk that comes.
 	if _, err := s.Stop(ctx, r.ID, 0); err != nil {
 		return nil, fmt.Errorf("restore %s: %w", r.ID, err)
@@ -338,6 +344,7 @@ func (s *Service) Restore(ctx context.Context, ref, snap string) (*store.Record,
 	r.Spec.Image, r.Spec.ImageName, r.Spec.Kernel = m.Image, m.ImageName, m.Host.Kernel
 	r.Spec.Driver, r.Spec.Accelerator, r.Spec.Init = m.Host.Driver, m.Host.Accelerator, g.Init
 	r.Spec.VCPUs, r.Spec.MemoryMiB, r.Spec.DiskBytes = m.VCPUs, m.MemoryMiB, m.DiskBytes
+	r.Grown = false
 	if err := s.replaceOverlay(r); err != nil {
 		return nil, fmt.Errorf("restore %s: %w", r.ID, err)
 	}

@@ -124,9 +124,13 @@ func (l Layout) Registries() string { return filepath.Join(l.Dir, "registries.js
 // it.
 func (l Layout) Runtimes() string { return filepath.Join(l.Dir, "runtimes.json") }
 
-// Blank is an empty formatted overlay of size bytes, copied at every create.
+// Blanks holds empty formatted disks.
+func (l Layout) Blanks() string { return filepath.Join(l.Dir, "blanks") }
+
+// Blank is an empty formatted disk of size bytes, copied for each new sandbox
+// and volume. Its name changes with how disks are formatted.
 func (l Layout) Blank(size int64) string {
-	return filepath.Join(l.Dir, "blanks", fmt.Sprintf("%d.ext4", size))
+	return filepath.Join(l.Blanks(), fmt.Sprintf("%d-2.ext4", size))
 }
 
 // Templates holds vmsan's own snapshots, as Snapshots does the user's.
@@ -141,6 +145,10 @@ func (l Layout) TemplateLock(name string) string { return filepath.Join(l.Run, n
 // Snapshots holds one directory per snapshot, named by its id: manifest.json,
 // memory, state and overlay.ext4.
 func (l Layout) Snapshots() string { return filepath.Join(l.Dir, "snapshots") }
+
+// Volumes holds one directory per volume, named like it: disk.ext4 and
+// volume.json.
+func (l Layout) Volumes() string { return filepath.Join(l.Dir, "volumes") }
 
 // Sandboxes holds one directory per sandbox, named by its id.
 func (l Layout) Sandboxes() string { return filepath.Join(l.Dir, "sandboxes") }

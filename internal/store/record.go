@@ -7,6 +7,7 @@ import (
 	"io"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -46,6 +47,9 @@ type Record struct {
 	Slot int `json:"slot"`
 	// Saved is what the next start goes on from, instead of a boot.
 	Saved *Saved `json:"saved,omitempty"`
+	// Grown is true if the sandbox's own disk may be larger than the file
+	// system on it: the guest has yet to grow that.
+	Grown bool `json:"grown,omitempty"`
 	// Internal sandboxes are vmsan's own, and not listed.
 	Internal bool `json:"internal,omitempty"`
 	// Ephemeral sandboxes are removed when they stop.
@@ -77,6 +81,8 @@ type Spec struct {
 	StopSignal int      `json:"stop_signal,omitempty"`
 	// Init is the image's own init, to run as PID 1. Empty: the agent is.
 	Init string `json:"init,omitempty"`
+	// Volumes are the machine's disks behind its own.
+	Volumes []Mount `json:"volumes,omitempty"`
 	// Network is "nat", "none", or, for vmsan's own templates, "detached": a
 	// device that leads nowhere. What follows is of the first.
 	Network string        `json:"network"`
@@ -91,6 +97,21 @@ type Spec struct {
 	NoSeccomp   bool          `json:"no_seccomp,omitempty"`
 	NoCgroup    bool          `json:"no_cgroup,omitempty"`
 	BootTimeout time.Duration `json:"boot_timeout_ns"`
+}
+
+// Mount is a volume in a sandbox.
+type Mount struct {
+	Volume   string `json:"volume"` // name
+	Path     string `json:"path"`   // in the guest: absolute
+	ReadOnly bool   `json:"read_only,omitempty"`
+}
+
+// String is the form that users type.
+func (m Mount) String() string {
+	if m.ReadOnly {
+		return m.Volume + ":" + m.Path + ":ro"
+	}
+	return m.Volume + ":" + m.Path
 }
 
 // Host names what a running sandbox has on the host. It is written before
@@ -115,6 +136,21 @@ func (s Spec) HasNIC() bool { return s.Network != "none" }
 
 // Networked tells whether the sandbox has a network.
 func (s Spec) Networked() bool { return s.Network == "nat" }
+
+// Writes tells whether the sandbox writes to volumes.
+func (s Spec) Writes() bool {
+	return slices.ContainsFunc(s.Volumes, func(m Mount) bool { return !m.ReadOnly })
+}
+
+// Mount returns how the sandbox has the volume of that name, if it was made
+// with it.
+func (s Spec) Mount(volume string) (m Mount, ok bool) {
+	i := slices.IndexFunc(s.Volumes, func(m Mount) bool { return m.Volume == volume })
+	if i < 0 {
+		return m, false
+	}
+	return s.Volumes[i], true
+}
 
 // Saved names the files of a machine at rest, and what they are from.
 type Saved struct {

@@ -37,8 +37,8 @@ type Spec struct {
 	Initramfs string   // path
 	Cmdline   []string // words of the kernel's command line, besides the driver's own
 
-	// Disks become vda, vdb, ... in this order. The driver does not close
-	// their files.
+	// Disks become vda, vdb, ... in this order, MaxDisks at most. The driver
+	// does not close their files.
 	Disks []Disk
 	// NIC is the network device. Optional.
 	NIC *NIC
@@ -51,6 +51,9 @@ type Spec struct {
 	// Log takes what the VMM prints. The driver does not close it. Optional.
 	Log *os.File
 }
+
+// MaxDisks is how many disks a machine has room for.
+const MaxDisks = 7
 
 // Disk is a raw disk image.
 type Disk struct {
@@ -168,6 +171,9 @@ type VM interface {
 	// it is paused: a snapshot needs a copy made before Resume. Nothing is
 	// synced.
 	Save(ctx context.Context, to Saved) error
+	// DiskResized tells the guest that the file of the disk with that name has
+	// grown to bytes, which it has done already.
+	DiskResized(ctx context.Context, disk string, bytes int64) error
 	// Stop ends the VMM without asking the guest, in order if it does so
 	// before ctx ends, and else by killing it. It returns after Done and is
 	// no error if the VM had ended.

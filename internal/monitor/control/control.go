@@ -61,6 +61,11 @@ type SaveRequest struct {
 	Stand bool `json:"stand,omitempty"`
 }
 
+// ResizeRequest is the size that the sandbox's own disk is to grow to.
+type ResizeRequest struct {
+	Bytes int64 `json:"bytes"`
+}
+
 // LeaveRequest names the files that a machine goes on from. Their paths are
 // absolute.
 type LeaveRequest struct {
@@ -91,6 +96,9 @@ type Monitor interface {
 	Resume(ctx context.Context) error
 	// Save writes the machine to files, from which it or a copy can go on.
 	Save(ctx context.Context, to SaveRequest) (SaveAnswer, error)
+	// Resize grows the sandbox's own disk, and the file system that the guest
+	// has on it.
+	Resize(ctx context.Context, bytes int64) error
 	// Leave is Stop for a machine that has stood since it was saved: the
 	// sandbox stays paused, and goes on from these files.
 	Leave(ctx context.Context, memory, state string) error
@@ -114,6 +122,9 @@ func Handler(m Monitor, log *slog.Logger) http.Handler {
 	handle(mux, log, "POST /pause", func(ctx context.Context, _ none) (none, error) { return none{}, m.Pause(ctx) })
 	handle(mux, log, "POST /resume", func(ctx context.Context, _ none) (none, error) { return none{}, m.Resume(ctx) })
 	handle(mux, log, "POST /save", m.Save)
+	handle(mux, log, "POST /resize", func(ctx context.Context, r ResizeRequest) (none, error) {
+		return none{}, m.Resize(ctx, r.Bytes)
+	})
 	handle(mux, log, "POST /leave", func(ctx context.Context, r LeaveRequest) (none, error) {
 		return none{}, m.Leave(ctx, r.Memory, r.State)
 	})
@@ -190,6 +201,11 @@ func (c *Client) Resume(ctx context.Context) error { return c.post(ctx, "/resume
 func (c *Client) Save(ctx context.Context, to SaveRequest) (answer SaveAnswer, err error) {
 	err = c.post(ctx, "/save", to, &answer)
 	return answer, err
+}
+
+// Resize grows the sandbox's own disk; see Monitor.
+func (c *Client) Resize(ctx context.Context, bytes int64) error {
+	return c.post(ctx, "/resize", ResizeRequest{Bytes: bytes}, &none{})
 }
 
 // Leave ends a machine that was saved and goes on later; see Monitor.

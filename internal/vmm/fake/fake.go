@@ -216,6 +216,20 @@ func (vm *Machine) Resume(context.Context) error {
 	}
 }
 
+// DiskResized looks whether there is such a disk.
+func (vm *Machine) DiskResized(_ context.Context, disk string, bytes int64) error {
+	select {
+	case <-vm.gone:
+		return errEnded
+	default:
+	}
+	if !slices.ContainsFunc(vm.spec.Disks, func(d vmm.Disk) bool { return d.Name == disk && !d.ReadOnly }) {
+		return fmt.Errorf("there is no writable disk %s", disk)
+	}
+	vm.guest.disk.Store(bytes)
+	return nil
+}
+
 // Stop ends the guest without asking it.
 func (vm *Machine) Stop(context.Context) error {
 	vm.finish(vmm.Exit{Reason: "stopped", Clean: true})

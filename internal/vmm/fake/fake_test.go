@@ -31,7 +31,18 @@ func spec(t *testing.T) vmm.Spec {
 	return vmm.Spec{
 		ID: "vmtest", VCPUs: 1, MemoryMiB: 128, Accelerator: vmm.TCG,
 		Kernel: filepath.Join(dir, "vmlinux"), Initramfs: filepath.Join(dir, "initramfs"),
+		Disks: []vmm.Disk{{Name: "overlay", File: emptyFile(t)}},
 	}
+}
+
+func emptyFile(t *testing.T) *os.File {
+	t.Helper()
+	file, err := os.Create(filepath.Join(t.TempDir(), "overlay"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { file.Close() })
+	return file
 }
 
 func TestDescribe(t *testing.T) {

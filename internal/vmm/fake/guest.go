@@ -2,11 +2,13 @@ package fake
 
 import (
 	"context"
+	"fmt"
 	"io"
 	"net/http"
 	"os"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"connectrpc.com/connect"
@@ -26,6 +28,7 @@ type guest struct {
 	powerOff func()
 	server   *http.Server
 	serving  sync.WaitGroup
+	disk     atomic.Int64 // the size of its disk, if that has changed
 
 	mu       sync.Mutex
 	identity []link.Identity
@@ -94,6 +97,15 @@ func (g *guest) PowerOff(context.Context, *connect.Request[guestv1.PowerOffReque
 	// The answer goes first.
 	time.AfterFunc(5*time.Millisecond, g.powerOff)
 	return connect.NewResponse(&guestv1.PowerOffResponse{}), nil
+}
+
+// Resize implements guestv1connect.HostHandler.
+func (g *guest) Resize(_ context.Context, request *connect.Request[guestv1.ResizeRequest]) (*connect.Response[guestv1.ResizeResponse], error) {
+	size := uint64(g.disk.Load())
+	if size < request.Msg.GetBytes() {
+		return nil, connect.NewError(connect.CodeInternal, fmt.Errorf("the disk has %d bytes", size))
+	}
+	return connect.NewResponse(&guestv1.ResizeResponse{Bytes: size}), nil
 }
 
 // Identities are those that the guest was given, oldest first.

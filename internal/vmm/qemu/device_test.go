@@ -118,3 +118,23 @@ func TestPartsNameNoHostFiles(t *testing.T) {
 		}
 	}
 }
+
+// Each disk has a slot of its own, below those before it, and none is the
+// network device's.
+func TestDiskBuses(t *testing.T) {
+	last := firstDiskBus + 1
+	for i := range vmm.MaxDisks {
+		bus := diskBus(i)
+		if bus >= last || bus < 0 || bus == nicBus {
+			t.Errorf("disk %d is in slot %d, behind %d", i, bus, last)
+		}
+		last = bus
+	}
+	spec := testSpec()
+	for range vmm.MaxDisks {
+		spec.Disks = append(spec.Disks, vmm.Disk{Name: "volume", File: os.Stdin})
+	}
+	if _, err := (Driver{}).Start(t.Context(), spec); err == nil || !strings.Contains(err.Error(), "room for 7 disks") {
+		t.Errorf("a machine with %d disks: %v", len(spec.Disks), err)
+	}
+}

@@ -84,6 +84,9 @@ type build struct {
 // start returns when QEMU takes commands. The machine is abandoned or waited
 // for by the caller.
 func start(ctx context.Context, b build) (*virtualMachine, error) {
+	if len(b.spec.Disks) > vmm.MaxDisks {
+		return nil, fmt.Errorf("a machine has room for %d disks, and not for %d", vmm.MaxDisks, len(b.spec.Disks))
+	}
 	path, err := exec.LookPath(program())
 	if err != nil {
 		return nil, fmt.Errorf("find QEMU: %w", err)
@@ -139,7 +142,7 @@ func board(spec vmm.Spec, e ends) []device {
 
 func disks(spec vmm.Spec) (list []device) {
 	for i, d := range spec.Disks {
-		list = append(list, disk{d, firstDiskBus - i})
+		list = append(list, disk{d, diskBus(i)})
 	}
 	return list
 }
@@ -158,13 +161,21 @@ func filter(spec vmm.Spec) []device {
 	return []device{seccomp{}}
 }
 
-// firstDiskBus is the virtio-mmio slot of the first disk: the machine's last,
-// because guests find, and so name, what is in them from the last one down.
-// The network device has a fixed one too, so that a snapshot fits.
+// firstDiskBus is the virtio-mmio slot of the first disk, and others are below
+// it, because guests find, and so name, what is in them from the last one
+// down. The network device has a fixed one too, so that a snapshot fits.
 const (
 	firstDiskBus = 7
 	nicBus       = 2
 )
+
+// diskBus is the slot of a disk by its number.
+func diskBus(i int) int {
+	if bus := firstDiskBus - i; bus > nicBus {
+		return bus
+	}
+	return firstDiskBus - i - 1
+}
 
 // cmdline is the kernel's command line. A panic resets the machine at once,
 // and a reset ends QEMU. The kernel's own tests of its ciphers, at each boot,
@@ -414,6 +425,12 @@ func (vm *virtualMachine) Pause(ctx context.Context) error {
 
 func (vm *virtualMachine) Resume(ctx context.Context) error {
 	return vm.monitor.run(ctx, "cont", nil, nil)
+}
+
+// DiskResized cuts or grows nothing: the file has that size, and QEMU only looks
+// again.
+func (vm *virtualMachine) DiskResized(ctx context.Context, disk string, bytes int64) error {
+	return vm.monitor.run(ctx, "block_resize", map[string]any{"node-name": disk, "size": bytes}, nil)
 }
 
 // quits asks QEMU to end and tells whether it did before ctx.

@@ -364,7 +364,7 @@ func sealerParts(spec vmm.Spec, e ends) []device {
 
 func blankDisks(spec vmm.Spec) (list []device) {
 	for i, d := range spec.Disks {
-		list = append(list, blankDisk{disk{d, firstDiskBus - i}})
+		list = append(list, blankDisk{disk{d, diskBus(i)}})
 	}
 	return list
 }

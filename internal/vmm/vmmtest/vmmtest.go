@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/link"
 	"github.com/vmsan/vmsan/internal/vmm"
 )
@@ -44,7 +45,8 @@ type suite struct {
 
 // life is one machine from its boot to its end; boots are what takes time.
 func (s suite) life(t *testing.T) {
-	ctx, vm := s.start(t)
+	spec := s.spec(t)
+	ctx, vm := s.startSpec(t, spec)
 	for _, part := range []struct {
 		name string
 		test func(*testing.T, context.Context, vmm.VM)
@@ -53,6 +55,7 @@ func (s suite) life(t *testing.T) {
 		{"many streams", manyStreams},
 		{"next host", nextHost},
 		{"pause and resume", pauseAndResume},
+		{"resize", func(t *testing.T, ctx context.Context, vm vmm.VM) { resize(t, ctx, vm, spec.Disks) }},
 		{"death", death},
 	} {
 		if !t.Run(part.name, func(t *testing.T) { part.test(t, ctx, vm) }) {
@@ -63,9 +66,14 @@ func (s suite) life(t *testing.T) {
 
 func (s suite) start(t *testing.T) (context.Context, vmm.VM) {
 	t.Helper()
+	return s.startSpec(t, s.spec(t))
+}
+
+func (s suite) startSpec(t *testing.T, spec vmm.Spec) (context.Context, vmm.VM) {
+	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), limit)
 	t.Cleanup(cancel)
-	vm, err := s.driver.Start(ctx, s.spec(t))
+	vm, err := s.driver.Start(ctx, spec)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -240,6 +248,30 @@ func pauseAndResume(t *testing.T, ctx context.Context, vm vmm.VM) {
 	}
 }
 
+// resize grows the last disk, which the guest sees and uses.
+func resize(t *testing.T, ctx context.Context, vm vmm.VM, disks []vmm.Disk) {
+	last := disks[len(disks)-1]
+	info, err := last.File.Stat()
+	if err != nil {
+		t.Fatal(err)
+	}
+	size := info.Size() + 64<<20
+	if err := last.File.Truncate(size); err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if err := vm.DiskResized(ctx, last.Name, size); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got, err := guest.New(dial(t, ctx, vm).Dial).Resize(ctx, size); err != nil || got != size {
+		t.Errorf("the guest has %d bytes of %d, %v", got, size, err)
+	}
+	if err := vm.DiskResized(ctx, "nosuchdisk", size); err == nil {
+		t.Error("a disk that is not there was resized")
+	}
+}
+
 func (s suite) stop(t *testing.T) {
 	ctx, vm := s.start(t)
 	for range 2 {
@@ -256,6 +288,9 @@ func (s suite) stop(t *testing.T) {
 	}
 	if err := vm.Resume(ctx); err == nil {
 		t.Error("Resume of a stopped machine succeeded")
+	}
+	if err := vm.DiskResized(ctx, "overlay", 1<<30); err == nil {
+		t.Error("DiskResized of a stopped machine succeeded")
 	}
 }
 

@@ -708,7 +708,9 @@ type ResizeRequest struct {
 	// A mount point. Empty: the one the agent was configured with.
 	Mount string `protobuf:"bytes,1,opt,name=mount,proto3" json:"mount,omitempty"`
 	// Block device under it; empty: found from the mount.
-	Device        string `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
+	Device string `protobuf:"bytes,2,opt,name=device,proto3" json:"device,omitempty"`
+	// The device is about to have this size at least, and is waited for. 0: it has it.
+	Bytes         uint64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -755,6 +757,13 @@ func (x *ResizeRequest) GetDevice() string {
 		return x.Device
 	}
 	return ""
+}
+
+func (x *ResizeRequest) GetBytes() uint64 {
+	if x != nil {
+		return x.Bytes
+	}
+	return 0
 }
 
 type ResizeResponse struct {
@@ -1003,10 +1012,11 @@ const file_guestv1_host_proto_rawDesc = "" +
 	"\x0eFreezeResponse\"#\n" +
 	"\vThawRequest\x12\x14\n" +
 	"\x05mount\x18\x01 \x01(\tR\x05mount\"\x0e\n" +
-	"\fThawResponse\"=\n" +
+	"\fThawResponse\"S\n" +
 	"\rResizeRequest\x12\x14\n" +
 	"\x05mount\x18\x01 \x01(\tR\x05mount\x12\x16\n" +
-	"\x06device\x18\x02 \x01(\tR\x06device\"&\n" +
+	"\x06device\x18\x02 \x01(\tR\x06device\x12\x14\n" +
+	"\x05bytes\x18\x03 \x01(\x04R\x05bytes\"&\n" +
 	"\x0eResizeResponse\x12\x14\n" +
 	"\x05bytes\x18\x01 \x01(\x04R\x05bytes\"C\n" +
 	"\x0fPowerOffRequest\x120\n" +
