@@ -187,7 +187,7 @@ type Exit struct {
 // VM and closed when it is Done, which may be at any moment; Dup makes a link
 // that can be handed from one gate to the next.
 type Link struct {
-	Control, Data *os.File // sockets: the ports of package link
+	Control, Data *os.File // sockets, for link.HostPort
 	Console       *os.File // socket: the serial console
 }
 
@@ -233,11 +233,11 @@ func (l Link) DialGuest(ctx context.Context) (*link.Host, error) {
 		return nil, fmt.Errorf("dial guest: %w", err)
 	}
 	defer own.Close()
-	control, err := net.FileConn(own.Control)
+	control, err := link.HostPort(own.Control)
 	if err != nil {
 		return nil, fmt.Errorf("dial guest: %w", err)
 	}
-	data, err := net.FileConn(own.Data)
+	data, err := link.HostPort(own.Data)
 	if err != nil {
 		control.Close()
 		return nil, fmt.Errorf("dial guest: %w", err)
