@@ -39,6 +39,9 @@ type Spec struct {
 
 	// Root is the child's root file system. Optional; needs root.
 	Root *Root
+	// Tree is instead of Root and User for a program that is a jailer itself.
+	// Optional; needs root.
+	Tree *Tree
 	// User is who the child runs as, with no supplementary groups. Optional;
 	// needs root.
 	User *User
@@ -205,7 +208,12 @@ func fork(spec Spec) (process *os.Process, answering *opens, err error) {
 		}
 		attr.Dir = "/"
 	}
-	if err := dropPrivileges(); err != nil {
+	if spec.Tree != nil {
+		err = spec.Tree.enter()
+	} else {
+		err = dropPrivileges()
+	}
+	if err != nil {
 		return nil, nil, err
 	}
 	if len(spec.Opens) > 0 {

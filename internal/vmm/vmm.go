@@ -59,11 +59,16 @@ type Disk struct {
 	ReadOnly bool
 }
 
-// NIC is a network device. The driver does not close Tap.
+// NIC is a network device. The driver does not close its files.
 type NIC struct {
 	// Tap is one queue of a tap device made with IFF_NO_PI and IFF_VNET_HDR.
+	// Nil for a driver that OpensTap.
 	Tap *os.File
-	MAC net.HardwareAddr
+	// Name and Namespace, which is a network namespace, are where such a driver
+	// finds a tap that nobody has open and Jail.User owns.
+	Name      string
+	Namespace *os.File
+	MAC       net.HardwareAddr
 }
 
 // Jail says how the VMM is shut in.
@@ -90,6 +95,8 @@ type Features struct {
 	// Seals says that what Save writes has to be sealed before it can be
 	// restored. Without it, it can be restored as it is.
 	Seals bool
+	// OpensTap says that the VMM opens its tap itself: it cannot be handed one.
+	OpensTap bool
 }
 
 // Driver starts virtual machines. Its methods may be called from any
