@@ -36,6 +36,10 @@ const (
 	ackBit    = 1 << 31
 )
 
+// pipeBeat is how often the host says something. A guest that has forgotten a
+// connection, and does not say so, resets it when it hears of it.
+const pipeBeat = time.Second
+
 // pipePause is from the end of a connection that said nothing to the next.
 const pipePause = 5 * time.Millisecond
 
@@ -58,6 +62,7 @@ type Pipe struct {
 	in       []byte // what has come and is not yet read
 	read     uint64 // how much was read
 	told     uint64 // how much of that the other side knows
+	beat     bool   // a frame without data is due
 }
 
 func newPipe(hangUp func() error) *Pipe {
@@ -195,7 +200,11 @@ func (p *Pipe) nextFrames(conn io.ReadWriteCloser, frame []byte) (n int) {
 			p.sent += uint64(some)
 			return n + 4 + some
 		}
-		if n > 0 {
+		if p.beat && n == 0 {
+			binary.BigEndian.PutUint32(frame, 0)
+			n = 4
+		}
+		if p.beat = false; n > 0 {
 			return n
 		}
 		p.changed.Wait()
@@ -299,7 +308,28 @@ func (p *Pipe) call(conn io.ReadWriteCloser) error {
 		conn.Close()
 		return err
 	}
+	ended := make(chan struct{})
+	var beats sync.WaitGroup
+	beats.Go(func() { p.beats(ended) })
+	defer beats.Wait()
+	defer close(ended)
 	return p.carry(conn)
+}
+
+func (p *Pipe) beats(ended <-chan struct{}) {
+	tick := time.NewTicker(pipeBeat)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			p.mu.Lock()
+			p.beat = true
+			p.changed.Broadcast()
+			p.mu.Unlock()
+		case <-ended:
+			return
+		}
+	}
 }
 
 // take makes conn the pipe's, and returns how much was read of what came over

@@ -51,6 +51,11 @@ func askFor(packets *net.UnixConn) (io.ReadWriteCloser, error) {
 	if err != nil || len(fds) != 1 {
 		return nil, errors.New("no connection came")
 	}
+	// Else closing it would not end a read.
+	if err := unix.SetNonblock(fds[0], true); err != nil {
+		unix.Close(fds[0])
+		return nil, err
+	}
 	return os.NewFile(uintptr(fds[0]), "connection"), nil
 }
 
