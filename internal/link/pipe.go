@@ -190,7 +190,7 @@ func (p *Pipe) nextFrames(conn io.ReadWriteCloser, frame []byte) (n int) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	for p.conn == conn && p.err == nil {
-		if p.read-p.told >= pipeAck {
+		if unknown := p.read - p.told; unknown >= pipeAck || p.beat && unknown > 0 {
 			binary.BigEndian.PutUint32(frame, ackBit|uint32(p.read-p.told))
 			p.told, n = p.read, 4
 		}
@@ -396,12 +396,14 @@ func (p *Pipe) answer(conn io.ReadWriteCloser, turn *sync.Mutex) {
 	p.carry(conn)
 }
 
-// choose goes on with the pipe id, or begins it.
+// choose goes on with the pipe id, or begins it. What is on its way then is
+// for the new host too, as it would be in a port: it may be the answer to what
+// that host has said on another.
 func (p *Pipe) choose(id [pipeID]byte) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	if id != p.id {
-		p.id, p.out, p.outStart, p.sent, p.read = id, nil, 0, 0, 0
+		p.id, p.outStart, p.sent, p.read = id, 0, 0, 0
 		p.changed.Broadcast()
 	}
 }

@@ -164,6 +164,10 @@ func TestPipeNextHost(t *testing.T) {
 		t.Fatal(err)
 	}
 	got := make([]byte, 5)
+	stale := make([]byte, len("for the first host, who never reads it"))
+	if _, err := io.ReadFull(next, stale); err != nil {
+		t.Fatal(err)
+	}
 	if _, err := io.ReadFull(v.guest, got); err != nil || string(got) != "hello" {
 		t.Fatalf("got %q, %v", got, err)
 	}

@@ -1,0 +1,68 @@
+// Package contract stands in for Firecracker and its jailer on hosts where KVM
+// does not work. The jailer takes the real one's arguments and does what that
+// does with them: the jail, its owners, limits and devices are real. Firecracker
+// takes the real one's requests, in the states in which that takes them, and
+// answers the rest with its faults. Its guest is a real agent, in a process of
+// its own that stands still while the machine is paused, behind a vsock that
+// is reset when the machine is saved, as the real one's is.
+package contract
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"testing"
+)
+
+// Version is what both programs say.
+const Version = "1.16.0"
+
+// guestVar makes the program the guest.
+const guestVar = "VMSAN_CONTRACT_GUEST"
+
+// Main is the program.
+func Main() {
+	run, name := runServer, filepath.Base(os.Args[0])
+	switch {
+	case os.Getenv(guestVar) != "":
+		run = runGuest
+	case name == "jailer":
+		run = runJailer
+	}
+	if err := run(os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		var code exitError
+		if errors.As(err, &code) {
+			os.Exit(code.code)
+		}
+		os.Exit(1)
+	}
+}
+
+// exitError ends the program with a code of the real one's.
+type exitError struct {
+	error
+	code int
+}
+
+// Install builds both programs into a directory that it puts in front of the
+// search path.
+func Install(t testing.TB) {
+	t.Helper()
+	dir := t.TempDir()
+	if err := os.Chmod(dir, 0o755); err != nil {
+		t.Fatal(err)
+	}
+	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "firecracker"),
+		"github.com/vmsan/vmsan/internal/vmm/firecracker/contract/vmsan-contract")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=mod", "GOPROXY=off")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("build contract server: %v: %s", err, out)
+	}
+	if err := os.Link(filepath.Join(dir, "firecracker"), filepath.Join(dir, "jailer")); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+}

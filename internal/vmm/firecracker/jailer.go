@@ -1,0 +1,157 @@
+package firecracker
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmsan/vmsan/internal/jail"
+	"github.com/vmsan/vmsan/internal/vmm"
+)
+
+// programs are the paths of Firecracker and its jailer, without links: the
+// jailer names directories after what it finds.
+type programs struct{ firecracker, jailer string }
+
+func findPrograms() (p programs, err error) {
+	if p.firecracker, err = findProgram(program); err != nil {
+		return p, err
+	}
+	p.jailer, err = findProgram("jailer")
+	return p, err
+}
+
+func findProgram(name string) (string, error) {
+	path, err := exec.LookPath(name)
+	if err == nil {
+		path, err = filepath.EvalSymlinks(path)
+	}
+	if err != nil {
+		return "", fmt.Errorf("find %s: %w", name, err)
+	}
+	return path, nil
+}
+
+// validID is what the jailer takes for a name.
+var validID = regexp.MustCompile(`^[a-zA-Z0-9-]{1,64}$`)
+
+// order is what a jailer is to start.
+type order struct {
+	programs
+	spec    vmm.Spec
+	files   []jail.TreeFile // in the jail
+	largest int64           // that Firecracker may make a file, in bytes
+}
+
+// newOrder opens nothing: what files there are besides the disks the caller
+// adds.
+func newOrder(spec vmm.Spec) (*order, error) {
+	switch {
+	case spec.Jail.User == nil:
+		return nil, errors.New("Firecracker's jailer needs root")
+	case spec.Jail.User.UID == 0 || spec.Jail.User.GID == 0:
+		return nil, errors.New("Firecracker is not to run as root")
+	case spec.Accelerator != vmm.KVM:
+		return nil, fmt.Errorf("Firecracker has no accelerator %q", spec.Accelerator)
+	case !validID.MatchString(spec.ID):
+		return nil, fmt.Errorf("the jailer takes no id like %.80q", spec.ID)
+	}
+	found, err := findPrograms()
+	if err != nil {
+		return nil, err
+	}
+	o := &order{programs: found, spec: spec, largest: int64(spec.MemoryMiB) << 20}
+	for _, d := range spec.Disks {
+		if err := o.addDisk(d); err != nil {
+			return nil, fmt.Errorf("hand over disk %s: %w", d.Name, err)
+		}
+	}
+	return o, nil
+}
+
+func (o *order) addDisk(d vmm.Disk) error {
+	info, err := d.File.Stat()
+	if err != nil {
+		return err
+	}
+	o.largest = max(o.largest, info.Size())
+	o.add(d.File, diskDirectory+d.Name, !d.ReadOnly)
+	if d.ReadOnly {
+		return readable(d.File)
+	}
+	// It is this sandbox's alone.
+	return d.File.Chown(int(o.spec.Jail.User.UID), int(o.spec.Jail.User.GID))
+}
+
+func (o *order) add(f *os.File, path string, writable bool) {
+	o.files = append(o.files, jail.TreeFile{File: f, Path: filepath.Join(o.root(), path), Writable: writable})
+}
+
+// readable lets everybody read a file that many sandboxes have and none may
+// write. Who is not in one of their jails does not get through to it: the
+// directories that it is in are root's alone.
+func readable(f *os.File) error {
+	info, err := f.Stat()
+	if err != nil || info.Mode().Perm()&0o004 != 0 {
+		return err
+	}
+	return f.Chmod(info.Mode().Perm() | 0o444)
+}
+
+// root is the jail's root below the jailer's base directory: the jailer's own
+// names.
+func (o *order) root() string {
+	return filepath.Join(filepath.Base(o.firecracker), o.spec.ID, "root")
+}
+
+// maxFiles is how many files Firecracker may have open: it has a few for
+// itself, and one for each connection over vsock.
+const maxFiles = 2048
+
+// slack is what Firecracker may write beyond the largest file, in bytes: the
+// state that it saves.
+const slack = 64 << 20
+
+// arguments is the jailer's command line. Limits on CPU, memory and processes
+// come from the cgroup that the jailer is born in, and the network and process
+// namespaces from whoever starts it, who so remains Firecracker's parent.
+func (o *order) arguments() []string {
+	user := o.spec.Jail.User
+	args := []string{
+		"--id", o.spec.ID,
+		"--exec-file", o.firecracker,
+		"--uid", strconv.FormatUint(uint64(user.UID), 10),
+		"--gid", strconv.FormatUint(uint64(user.GID), 10),
+		"--chroot-base-dir", o.spec.Jail.Root,
+		"--resource-limit", fmt.Sprintf("no-file=%d", maxFiles),
+		"--resource-limit", fmt.Sprintf("fsize=%d", o.largest+slack),
+		"--", "--api-sock", jailAPI,
+	}
+	if o.spec.Jail.NoSeccomp {
+		args = append(args, "--no-seccomp")
+	}
+	return args
+}
+
+// start starts the jailer, which becomes Firecracker.
+func (o *order) start(console, output *os.File) (*jail.Process, error) {
+	spec := jail.Spec{
+		Path: o.jailer, Args: o.arguments(), Stdout: console, Stderr: output, Cgroup: o.spec.Jail.Cgroup,
+		Namespaces: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+		Tree: &jail.Tree{
+			Mount: o.spec.Jail.Root, Files: o.files,
+			Pipes: []string{filepath.Join(o.root(), jailLog)}, User: *o.spec.Jail.User,
+		},
+	}
+	if nic := o.spec.NIC; nic != nil {
+		spec.Namespaces &^= unix.CLONE_NEWNET
+		spec.Network = nic.Namespace
+	}
+	return jail.Start(spec)
+}
