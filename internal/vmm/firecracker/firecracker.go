@@ -124,7 +124,7 @@ type virtualMachine struct {
 	gone    chan struct{} // closed when the process has ended
 	done    chan struct{}
 
-	turn    sync.Mutex // held while the machine's state changes; guards running
+	turn    sync.Mutex // held while the machine's state changes
 	running atomic.Bool
 
 	mu          sync.Mutex          // guards connections
@@ -229,6 +229,9 @@ func (vm *virtualMachine) close() {
 	vm.link.Close()
 	vm.connectors.Wait()
 	vm.reset()
+	// Not while a machine is saved.
+	vm.turn.Lock()
+	defer vm.turn.Unlock()
 	for _, f := range []*os.File{vm.root, vm.mounts} {
 		if f != nil {
 			f.Close()

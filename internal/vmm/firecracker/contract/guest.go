@@ -69,7 +69,22 @@ func (g *guest) set(still bool) {
 
 func (g *guest) pause() error {
 	g.set(true)
-	return g.process.Signal(unix.SIGSTOP)
+	if g.process == nil {
+		return nil
+	}
+	if err := g.process.Signal(unix.SIGSTOP); err != nil {
+		return err
+	}
+	// Its threads stop one after the other.
+	for range 1000 {
+		var info unix.Siginfo
+		err := unix.Waitid(unix.P_PID, g.process.Pid, &info, unix.WSTOPPED|unix.WNOHANG, nil)
+		if err != nil || info.Signo != 0 {
+			return err
+		}
+		time.Sleep(time.Millisecond)
+	}
+	return errors.New("the guest does not stand still")
 }
 
 func (g *guest) resume() error {
