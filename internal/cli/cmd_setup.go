@@ -67,7 +67,13 @@ func (a *app) runSetup(ctx context.Context, o sandbox.SetupOptions) error {
 			a.say("%s does not work here: %s", v.Accel, v.Reason)
 		}
 	}
-	a.say("vmsan is ready and uses %s.", record.Accel)
+	uses := record.Accel
+	if v := record.Firecracker; v != nil && v.Works {
+		uses = v.VMM
+	} else if v != nil {
+		a.say("%s does not work here: %s", v.VMM, v.Reason)
+	}
+	a.say("vmsan is ready and uses %s.", uses)
 	return nil
 }
 

@@ -239,7 +239,7 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group, linked func
 		Jail: vmm.Jail{
 			User: user(m.record.Host.UID), Root: m.layout.JailRoot(m.id), Cgroup: group, NoSeccomp: s.NoSeccomp,
 		},
-		NIC:    m.nic(),
+		NIC:    m.nic,
 		Linked: linked,
 		Log:    m.vmmLog,
 	}
@@ -288,7 +288,8 @@ func (m *monitor) power(ctx context.Context, spec vmm.Spec) (err error) {
 // startError gives a VMM that does not start its code.
 func startError(err error) error {
 	if errors.Is(err, exec.ErrNotFound) {
-		return api.Errorf(api.ErrSetupMissingBinary, "start VMM: %w", err).WithHint("apt-get install qemu-system-x86")
+		return api.Errorf(api.ErrSetupMissingBinary, "start VMM: %w", err).
+			WithHint("vmsan setup, after installing what is missing: apt-get install qemu-system-x86, or Firecracker and its jailer")
 	}
 	return api.Errorf(api.ErrVMBoot, "start VMM: %w", err)
 }

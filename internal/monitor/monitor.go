@@ -65,7 +65,7 @@ type monitor struct {
 	first           *os.File // a client of the guest that came before it; nil without
 	gate            *gateProcess
 	network         *sandboxNetwork // nil without one
-	bareTap         *os.File        // of a device without a network
+	nic             *vmm.NIC        // nil without one
 	policyTurn      sync.Mutex      // held while the policy changes
 
 	standing sync.Mutex   // held while the machine is paused, resumed or saved; guards the next two

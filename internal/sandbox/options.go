@@ -32,7 +32,7 @@ type CreateOptions struct {
 	User    string            // of every command: name or uid
 
 	Init        bool   // the image's own init becomes PID 1
-	Driver      string // auto, qemu
+	Driver      string // auto, firecracker, qemu
 	Accelerator string // auto, kvm, tcg
 	RequireKVM  bool   // refuse to run without
 	NoSeccomp   bool
@@ -102,7 +102,7 @@ func (o *CreateOptions) complete() error {
 		func() error { return CheckEnv(o.Env) },
 		func() error { return CheckWorkdir(o.Workdir) },
 		func() error { return CheckUser(o.User) },
-		func() error { return checkChoice("--driver", o.Driver, "auto", "qemu") },
+		func() error { return checkChoice("--driver", o.Driver, "auto", "firecracker", "qemu") },
 		func() error { return checkChoice("--accel", o.Accelerator, "auto", "kvm", "tcg") },
 		func() error { return o.completeNetwork() },
 		func() error { return CheckBootTimeout(o.BootTimeout) },
@@ -123,6 +123,10 @@ func setDefault[T comparable](value *T, def T) {
 }
 
 func (o *CreateOptions) checkKVM() error {
+	if o.Driver == "firecracker" && o.Accelerator == "tcg" {
+		return api.Errorf(api.ErrValidationFlags, "Cannot use --driver firecracker and --accel tcg together: Firecracker needs KVM").
+			WithFlag("--driver").WithHint("use either --driver firecracker or --accel tcg")
+	}
 	if o.RequireKVM && o.Accelerator == "tcg" {
 		return api.Errorf(api.ErrValidationFlags, "Cannot use --require-kvm and --accel tcg together").
 			WithFlag("--require-kvm").WithHint("use either --require-kvm or --accel tcg")

@@ -12,6 +12,7 @@ import (
 	"github.com/vmsan/vmsan/internal/scratch"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/vmm"
+	"github.com/vmsan/vmsan/internal/vmm/firecracker"
 	"github.com/vmsan/vmsan/internal/vmm/qemu"
 )
 
@@ -40,6 +41,8 @@ func Driver(name string) (vmm.Driver, error) {
 	switch name {
 	case "qemu":
 		return qemu.Driver{}, nil
+	case "firecracker":
+		return firecracker.Driver{}, nil
 	}
 	return nil, api.Errorf(api.ErrUnsupported, "there is no driver %q", name)
 }

@@ -2,8 +2,11 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"os/exec"
 	"time"
 
 	"github.com/vmsan/vmsan/api"
@@ -13,6 +16,7 @@ import (
 	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/setup"
 	"github.com/vmsan/vmsan/internal/vmm"
+	"github.com/vmsan/vmsan/internal/vmm/firecracker"
 	"github.com/vmsan/vmsan/internal/vmm/qemu"
 )
 
@@ -45,14 +49,36 @@ func (s *Service) Setup(ctx context.Context, o SetupOptions) (setup.Record, erro
 	record, err := setup.Run(ctx, setup.Options{
 		Layout: s.layout, Agent: agent, Kernel: o.Kernel, KernelDeb: o.KernelDeb, SkipImage: o.SkipImage,
 		Accels: accels, VMM: features.Name + " " + version, Progress: o.Progress,
-		Probe:      func(ctx context.Context, accel string, k kernel.Kernel) error { return s.probe(ctx, driver, accel, k) },
-		KeepKernel: s.usesKernel,
-		Pool:       o.Pool, CheckPool: network.CheckPool,
+		Probe:       func(ctx context.Context, accel string, k kernel.Kernel) error { return s.probe(ctx, driver, accel, k) },
+		Firecracker: s.firecrackerProbe(ctx),
+		KeepKernel:  s.usesKernel,
+		Pool:        o.Pool, CheckPool: network.CheckPool,
 	})
 	if err != nil || o.SkipImage {
 		return record, err
 	}
 	return record, s.setupTemplate(ctx, o.Progress)
+}
+
+// firecrackerProbe is nil where there is no Firecracker to be tried.
+func (s *Service) firecrackerProbe(ctx context.Context) *setup.Second {
+	driver := firecracker.Driver{}
+	if os.Geteuid() != 0 {
+		return nil
+	}
+	version, err := driver.Version(ctx)
+	if errors.Is(err, exec.ErrNotFound) {
+		return nil
+	}
+	return &setup.Second{
+		VMM: "firecracker " + version,
+		Probe: func(ctx context.Context, k kernel.Kernel) error {
+			if err != nil {
+				return err
+			}
+			return s.probe(ctx, driver, "kvm", k)
+		},
+	}
 }
 
 // stepTemplate is the last step of setup.

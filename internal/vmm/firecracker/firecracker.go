@@ -120,7 +120,7 @@ type virtualMachine struct {
 	theirs     []*net.UnixConn // of the link's ports
 	reader     sync.WaitGroup  // of the log
 
-	stopped atomic.Bool // Stop was called
+	stopped atomic.Bool   // Stop was called
 	gone    chan struct{} // closed when the process has ended
 	done    chan struct{}
 

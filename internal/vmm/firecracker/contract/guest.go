@@ -226,11 +226,18 @@ func (g *guest) reset() {
 	}
 }
 
+// bootID is the only thing that the guest looks for in a /proc that the jail
+// does not have.
+const bootID = "/proc/sys/kernel/random/boot_id"
+
 // runGuest is the agent, without the rights over a kernel that a guest's has.
 func runGuest([]string) error {
 	etc := filepath.Join(guestDirectory, "etc")
 	passwd := fmt.Sprintf("root:x:%d:%d::/:/bin/sh\n", os.Getuid(), os.Getgid())
-	err := errors.Join(os.MkdirAll(memoryFiles, 0o755), os.WriteFile(filepath.Join(etc, "passwd"), []byte(passwd), 0o644))
+	err := errors.Join(
+		os.MkdirAll(memoryFiles, 0o755), os.MkdirAll(filepath.Dir(bootID), 0o755),
+		os.WriteFile(filepath.Join(etc, "passwd"), []byte(passwd), 0o644),
+		os.WriteFile(bootID, []byte("00000000-0000-4000-8000-000000000000\n"), 0o644))
 	if err != nil {
 		return err
 	}
@@ -258,7 +265,15 @@ func (borrowed) SetHostname(string) error                  { return nil }
 func (borrowed) AddEntropy([]byte) error                   { return nil }
 func (borrowed) SetNetwork(netip.Prefix, netip.Addr) error { return nil }
 func (borrowed) ResetConnections() error                   { return nil }
-func (borrowed) Cover(string, string) error                { return nil }
 func (borrowed) Freeze(string) error                       { return nil }
 func (borrowed) Thaw(string) error                         { return nil }
 func (borrowed) Grow(string, string) (uint64, error)       { return 0, errors.ErrUnsupported }
+
+// Cover writes what it would mount.
+func (borrowed) Cover(source, target string) error {
+	text, err := os.ReadFile(source)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(target, text, 0o644)
+}
