@@ -81,11 +81,11 @@ type (
 		Type string `json:"backend_type"`
 		Path string `json:"backend_path"`
 	}
+	// What later versions have besides, 1.12 would refuse.
 	snapshotLoad struct {
-		State           string        `json:"snapshot_path"`
-		Memory          memoryBackend `json:"mem_backend"`
-		TrackDirtyPages bool          `json:"track_dirty_pages"`
-		Resume          bool          `json:"resume_vm"`
+		State  string        `json:"snapshot_path"`
+		Memory memoryBackend `json:"mem_backend"`
+		Resume bool          `json:"resume_vm"`
 	}
 )
 
