@@ -1,10 +1,17 @@
 package e2e
 
 import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/vmm/firecracker/contract"
@@ -51,10 +58,9 @@ func TestFirecrackerForty(t *testing.T) {
 	}
 }
 
-// TestFirecrackerAuto is the driver that is picked once setup has booted it,
-// and what becomes of a sandbox on it.
-func TestFirecrackerAuto(t *testing.T) {
-	h := newFirecrackerHost(t)
+// pickedByItself is the driver that is picked once setup has booted it, and
+// what becomes of a sandbox on it.
+func pickedByItself(h *host, t *testing.T) {
 	id := h.must("create", "--quiet")
 	if vm := h.inspect(id); vm.Driver != "firecracker" || vm.Accelerator != "kvm" {
 		t.Errorf("it is %s with %s", vm.Driver, vm.Accelerator)
@@ -85,4 +91,131 @@ func TestFirecrackerUnproven(t *testing.T) {
 	if err == nil || !strings.Contains(out, string(api.ErrSetupMissingBinary)) {
 		t.Errorf("got %s, %v", out, err)
 	}
+}
+
+// TestFirecrackerFindings is what becomes of sandboxes, and faults of the system
+// that vmsan replaces, by their numbers. Those of the jail are tested in internal/vmm/firecracker, and
+// what packets a policy lets pass, whatever the VMM, in internal/network.
+func TestFirecrackerFindings(t *testing.T) {
+	h := newFirecrackerHost(t)
+	for _, f := range []struct {
+		name string
+		test func(*host, *testing.T)
+	}{
+		{"picked by itself", pickedByItself},
+		{"7 a policy can be changed and changed back", findingPolicy},
+		{"11 a slot is nobody else's", findingSlot},
+		{"12 a snapshot can be restored without its source", findingSnapshot},
+		{"20 the state is what is real", findingState},
+	} {
+		t.Run(f.name, func(t *testing.T) { f.test(h, t) })
+		h.removeAll()
+	}
+}
+
+func findingPolicy(h *host, t *testing.T) {
+	id := h.must("create", "--quiet")
+	for _, policy := range []string{"deny-all", "allow-all", "deny-all", "allow-all"} {
+		h.must("network", id, "--network-policy", policy)
+		if got := h.inspect(id).NetworkPolicy; got == nil || got.Policy != policy {
+			t.Errorf("the policy is %+v, want %s", got, policy)
+		}
+	}
+}
+
+func findingSlot(h *host, t *testing.T) {
+	first := h.must("create", "--quiet")
+	h.must("stop", first)
+	second := h.must("create", "--quiet")
+	h.must("start", first)
+	third := h.must("create", "--quiet")
+	if err := unix.Kill(h.inspect(first).PIDs.VMM, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	h.must("remove", "--force", first)
+	uids := map[uint32]bool{}
+	for _, id := range []string{second, third} {
+		vm := h.inspect(id)
+		if vm.Status != api.StatusRunning {
+			t.Errorf("%s is %s: %s", id, vm.Status, vm.Reason)
+		}
+		if _, err := net.InterfaceByName("vmsan" + strings.TrimPrefix(id, "vm")); err != nil {
+			t.Errorf("the link of %s: %v", id, err)
+		}
+		uids[vm.Isolation.UID] = true
+	}
+	if len(uids) != 2 {
+		t.Errorf("two sandboxes are the users %v", uids)
+	}
+}
+
+const markFile = "/files?username=root&path=/dev/shm/mark"
+
+// ask makes a request of the guest of a sandbox.
+func (h *host) ask(id, method, path, body string) (answer string, err error) {
+	client := http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			var d net.Dialer
+			return d.DialContext(ctx, "unix", h.layout.GuestSocket(id))
+		},
+	}}
+	request, err := http.NewRequestWithContext(h.t.Context(), method, "http://guest"+path, strings.NewReader(body))
+	if err != nil {
+		return "", err
+	}
+	request.Header.Set("Content-Type", "application/octet-stream")
+	response, err := client.Do(request)
+	if err != nil {
+		return "", err
+	}
+	defer response.Body.Close()
+	text, err := io.ReadAll(io.LimitReader(response.Body, 1<<10))
+	if err == nil && response.StatusCode/100 != 2 {
+		err = fmt.Errorf("%s: %s", response.Status, text)
+	}
+	return string(text), err
+}
+
+func findingSnapshot(h *host, t *testing.T) {
+	source := h.must("create", "--quiet")
+	if _, err := h.ask(source, http.MethodPost, markFile, "kept"); err != nil {
+		t.Fatal(err)
+	}
+	h.must("snapshot", "create", "--name", "kept", source)
+	// It goes on, and so does the conversation with it.
+	if _, err := h.ask(source, http.MethodPost, markFile, "later"); err != nil {
+		t.Fatal(err)
+	}
+	h.must("remove", "--force", source)
+	for range 2 {
+		copied := h.must("create", "--quiet", "--snapshot", "kept")
+		if got, err := h.ask(copied, http.MethodGet, markFile, ""); err != nil || got != "kept" {
+			t.Errorf("the copy has %q, %v", got, err)
+		}
+	}
+	h.must("snapshot", "remove", "kept")
+}
+
+func findingState(h *host, t *testing.T) {
+	id := h.must("create", "--quiet")
+	pids := h.inspect(id).PIDs
+	if err := unix.Kill(pids.VMM, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	h.must("wait", id)
+	if vm := h.inspect(id); vm.Status != api.StatusStopped || !strings.Contains(vm.Reason, "Firecracker ended: signal: killed") {
+		t.Errorf("it is %s: %s", vm.Status, vm.Reason)
+	}
+	h.must("start", id)
+	if err := unix.Kill(h.inspect(id).PIDs.Monitor, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	for h.inspect(id).Status == api.StatusRunning { // the kernel has not ended it yet
+		time.Sleep(10 * time.Millisecond)
+	}
+	if vm := h.inspect(id); vm.Status != api.StatusStopped || vm.Reason != "its monitor died" {
+		t.Errorf("it is %s: %s", vm.Status, vm.Reason)
+	}
+	h.must("start", id)
 }

@@ -13,6 +13,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"sync"
 	"testing"
 )
 
@@ -47,22 +48,31 @@ type exitError struct {
 	code int
 }
 
-// Install builds both programs into a directory that it puts in front of the
-// search path.
+// Install puts a directory with both programs in front of the search path.
 func Install(t testing.TB) {
 	t.Helper()
-	dir := t.TempDir()
-	if err := os.Chmod(dir, 0o755); err != nil {
-		t.Fatal(err)
-	}
-	build := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", filepath.Join(dir, "firecracker"),
-		"github.com/vmsan/vmsan/internal/vmm/firecracker/contract/vmsan-contract")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0", "GOFLAGS=-mod=mod", "GOPROXY=off")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build contract server: %v: %s", err, out)
-	}
-	if err := os.Link(filepath.Join(dir, "firecracker"), filepath.Join(dir, "jailer")); err != nil {
+	dir, err := build()
+	if err != nil {
 		t.Fatal(err)
 	}
 	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
+
+// build is done once in a process, in its directory for temporary files, which
+// testenv.Main removes.
+var build = sync.OnceValues(func() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "contract-"); err != nil {
+		return "", err
+	}
+	if err := os.Chmod(dir, 0o755); err != nil {
+		return "", err
+	}
+	firecracker := filepath.Join(dir, "firecracker")
+	command := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", firecracker,
+		"github.com/vmsan/vmsan/internal/vmm/firecracker/contract/vmsan-contract")
+	command.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := command.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("build contract server: %w: %s", err, out)
+	}
+	return dir, os.Link(firecracker, filepath.Join(dir, "jailer"))
+})
