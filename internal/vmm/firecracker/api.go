@@ -71,7 +71,7 @@ func (c *client) close() { c.http.CloseIdleConnections() }
 // each makes requests one after the other, each within apiTime.
 func (c *client) each(ctx context.Context, requests []request) error {
 	for _, r := range requests {
-		bounded, cancel := context.WithTimeoutCause(ctx, apiTime, fmt.Errorf("Firecracker does not answer within %s", apiTime))
+		bounded, cancel := context.WithTimeoutCause(ctx, apiTime, fmt.Errorf("no answer from Firecracker within %s", apiTime))
 		err := c.do(bounded, r)
 		cancel()
 		if err != nil {

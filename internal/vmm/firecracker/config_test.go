@@ -111,10 +111,10 @@ func words(args []string) string {
 
 func TestRefusedSpecs(t *testing.T) {
 	for name, change := range map[string]func(*vmm.Spec){
-		"needs root":         func(s *vmm.Spec) { s.Jail.User = nil },
-		"not to run as root": func(s *vmm.Spec) { s.Jail.User.UID = 0 },
-		"no accelerator":     func(s *vmm.Spec) { s.Accelerator = vmm.TCG },
-		"takes no id":        func(s *vmm.Spec) { s.ID = "../vm" },
+		"it needs root":  func(s *vmm.Spec) { s.Jail.User = nil },
+		"it is not to":   func(s *vmm.Spec) { s.Jail.User.UID = 0 },
+		"no accelerator": func(s *vmm.Spec) { s.Accelerator = vmm.TCG },
+		"takes no id":    func(s *vmm.Spec) { s.ID = "../vm" },
 	} {
 		spec := testSpec()
 		change(&spec)

@@ -60,7 +60,7 @@ func (Driver) Version(ctx context.Context) (string, error) {
 	major, _ := strconv.Atoi(string(found[2]))
 	minor, _ := strconv.Atoi(string(found[3]))
 	if major < oldestMajor || major == oldestMajor && minor < oldestMinor {
-		return "", fmt.Errorf("Firecracker is version %s, and %d.%d is the oldest that can be used", found[1], oldestMajor, oldestMinor)
+		return "", fmt.Errorf("version %s of Firecracker is too old: %d.%d is the oldest that can be used", found[1], oldestMajor, oldestMinor)
 	}
 	return string(found[1]), nil
 }
@@ -311,7 +311,7 @@ func (vm *virtualMachine) change(ctx context.Context, running bool) error {
 	return nil
 }
 
-var errEnded = errors.New("Firecracker has ended")
+var errEnded = errors.New("the machine has ended")
 
 func (vm *virtualMachine) alive() error {
 	select {
@@ -341,12 +341,12 @@ func (vm *virtualMachine) Stop(context.Context) error {
 // The pauses between looks for what has no way to tell that it is there.
 const (
 	shortestLook = 200 * time.Microsecond
-	longestLook  = 10 * time.Millisecond
+	longestLook  = time.Millisecond
 )
 
 // reach returns when Firecracker listens, in its jail.
 func (vm *virtualMachine) reach(ctx context.Context) error {
-	bounded, cancel := context.WithTimeoutCause(ctx, apiTime, fmt.Errorf("Firecracker has not come up within %s", apiTime))
+	bounded, cancel := context.WithTimeoutCause(ctx, apiTime, fmt.Errorf("no sign of Firecracker within %s", apiTime))
 	defer cancel()
 	for wait := shortestLook; ; wait = min(2*wait, longestLook) {
 		err := vm.look(bounded)

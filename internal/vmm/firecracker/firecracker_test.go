@@ -24,6 +24,14 @@ func TestConformance(t *testing.T) {
 	vmmtest.Run(t, Driver{}, func(t *testing.T) vmm.Spec { return machineSpec(t, parts) })
 }
 
+// TestConformanceKVM is for the real programs, in the search path.
+func TestConformanceKVM(t *testing.T) {
+	testenv.RequireKVM(t)
+	testenv.RequireRoot(t)
+	parts := testenv.RequireMachine(t)
+	vmmtest.Run(t, Driver{}, func(t *testing.T) vmm.Spec { return machineSpec(t, parts) })
+}
+
 func machineSpec(t *testing.T, parts testenv.Machine) vmm.Spec {
 	t.Helper()
 	return vmm.Spec{

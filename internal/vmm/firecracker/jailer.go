@@ -54,11 +54,11 @@ type order struct {
 func newOrder(spec vmm.Spec) (*order, error) {
 	switch {
 	case spec.Jail.User == nil:
-		return nil, errors.New("Firecracker's jailer needs root")
+		return nil, errors.New("run Firecracker's jailer: it needs root")
 	case spec.Jail.User.UID == 0 || spec.Jail.User.GID == 0:
-		return nil, errors.New("Firecracker is not to run as root")
+		return nil, errors.New("run Firecracker as root: it is not to")
 	case spec.Accelerator != vmm.KVM:
-		return nil, fmt.Errorf("Firecracker has no accelerator %q", spec.Accelerator)
+		return nil, fmt.Errorf("run Firecracker with %q: it has no accelerator but KVM", spec.Accelerator)
 	case !validID.MatchString(spec.ID):
 		return nil, fmt.Errorf("the jailer takes no id like %.80q", spec.ID)
 	}

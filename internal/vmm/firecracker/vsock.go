@@ -76,11 +76,11 @@ func handshake(conn net.Conn, port uint32) error {
 			continue
 		}
 		if !strings.HasPrefix(string(line), "OK ") {
-			return fmt.Errorf("Firecracker answers %q", line)
+			return fmt.Errorf("connect to guest: the answer is %q", line)
 		}
 		return nil
 	}
-	return errors.New("Firecracker's answer has no end")
+	return errors.New("connect to guest: the answer has no end")
 }
 
 // remember keeps a connection so that it can be reset.

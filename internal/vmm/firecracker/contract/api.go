@@ -123,12 +123,12 @@ func find(method, path string) (e endpoint, id string, err error) {
 		case name != "" && strings.HasPrefix(path, head):
 			id := strings.TrimPrefix(path, head)
 			if !resourceID.MatchString(id) {
-				return e, "", fmt.Errorf("API Resource IDs can only contain alphanumeric characters and underscores.")
+				return e, "", faultf("API Resource IDs can only contain alphanumeric characters and underscores.")
 			}
 			return e, id, nil
 		}
 	}
-	return e, "", fmt.Errorf("Invalid request method and/or path: %s %s.", method, path)
+	return e, "", faultf("Invalid request method and/or path: %s %s.", method, path)
 }
 
 // check compares a body with what its endpoint takes, and with the id in the
@@ -137,7 +137,7 @@ func (e endpoint) check(body []byte, id string) error {
 	var fields map[string]any
 	if e.method == "GET" {
 		if len(body) > 0 {
-			return fmt.Errorf("GET request cannot have a body.")
+			return faultf("GET request cannot have a body.")
 		}
 		return nil
 	}
@@ -150,13 +150,13 @@ func (e endpoint) check(body []byte, id string) error {
 	}
 	_, name, _ := strings.Cut(strings.TrimSuffix(e.path, "}"), "{")
 	if name != "" && fields[name] != id {
-		return fmt.Errorf("The id from the path [%s] does not match the id from the body [%v]!", id, fields[name])
+		return faultf("The id from the path [%s] does not match the id from the body [%v]!", id, fields[name])
 	}
 	return nil
 }
 
 func malformed(format string, args ...any) error {
-	return fmt.Errorf("An error occurred when deserializing the json body of a request: %s.", fmt.Sprintf(format, args...))
+	return faultf("An error occurred when deserializing the json body of a request: %s.", fmt.Sprintf(format, args...))
 }
 
 func checkFields(known []field, got map[string]any) error {

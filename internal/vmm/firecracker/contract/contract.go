@@ -42,6 +42,9 @@ func Main() {
 	}
 }
 
+// faultf is the real programs' own words, which are not in the form of ours.
+func faultf(format string, args ...any) error { return fmt.Errorf(format, args...) }
+
 // exitError ends the program with a code of the real one's.
 type exitError struct {
 	error

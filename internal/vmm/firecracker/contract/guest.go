@@ -52,7 +52,7 @@ func newGuest(vsock map[string]any) (g *guest, err error) {
 	}
 	listener, err := net.Listen("unix", vsock["uds_path"].(string))
 	if err != nil {
-		return nil, fmt.Errorf("Vsock config error: Cannot create backend for vsock device: Error binding to the host-side Unix socket: %w", err)
+		return nil, faultf("Vsock config error: Cannot create backend for vsock device: Error binding to the host-side Unix socket: %w", err)
 	}
 	go g.serve(listener)
 	return g, nil

@@ -39,14 +39,14 @@ func parseArguments(args []string, known map[string]struct{ value, many bool }) 
 		kind, is := known[name]
 		switch {
 		case !ok || !is:
-			return nil, nil, fmt.Errorf("Found argument '%s' which wasn't expected, or isn't valid in this context.", args[i])
+			return nil, nil, faultf("Found argument '%s' which wasn't expected, or isn't valid in this context.", args[i])
 		case len(values[name]) > 0 && !kind.many:
-			return nil, nil, fmt.Errorf("The argument '%s' was provided more than once.", name)
+			return nil, nil, faultf("The argument '%s' was provided more than once.", name)
 		case !kind.value:
 			values[name] = []string{""}
 			continue
 		case i+1 == len(args):
-			return nil, nil, fmt.Errorf("The argument '%s' requires a value, but none was supplied.", name)
+			return nil, nil, faultf("The argument '%s' requires a value, but none was supplied.", name)
 		}
 		i++
 		values[name] = append(values[name], args[i])
@@ -90,7 +90,7 @@ func runJailer(args []string) error {
 func newJailer(values map[string][]string) (j *jailer, err error) {
 	for _, name := range required {
 		if values[name] == nil {
-			return nil, fmt.Errorf("Argument '%s' required, but not found.", name)
+			return nil, faultf("Argument '%s' required, but not found.", name)
 		}
 	}
 	for _, name := range []string{"daemonize", "new-pid-ns"} {
@@ -99,27 +99,27 @@ func newJailer(values map[string][]string) (j *jailer, err error) {
 		}
 	}
 	if values["cgroup"] != nil || values["parent-cgroup"] != nil {
-		return nil, errors.New("Hierarchy not found: the limits are the parent's to set")
+		return nil, faultf("Hierarchy not found: the limits are the parent's to set")
 	}
 	j = &jailer{id: values["id"][0], limits: map[int]uint64{}}
 	if !instanceID.MatchString(j.id) {
-		return nil, fmt.Errorf("Invalid instance ID: %s", j.id)
+		return nil, faultf("Invalid instance ID: %s", j.id)
 	}
 	if j.exec, err = filepath.EvalSymlinks(values["exec-file"][0]); err != nil {
-		return nil, fmt.Errorf("Failed to canonicalize path %s: %w", values["exec-file"][0], err)
+		return nil, faultf("Failed to canonicalize path %s: %w", values["exec-file"][0], err)
 	}
 	base := "/srv/jailer"
 	if values["chroot-base-dir"] != nil {
 		base = values["chroot-base-dir"][0]
 	}
 	if base, err = filepath.EvalSymlinks(base); err != nil {
-		return nil, fmt.Errorf("Failed to canonicalize path %s: %w", base, err)
+		return nil, faultf("Failed to canonicalize path %s: %w", base, err)
 	}
 	j.root = filepath.Join(base, filepath.Base(j.exec), j.id, "root")
 	for name, number := range map[string]*int{"uid": &j.uid, "gid": &j.gid} {
 		n, err := strconv.ParseUint(values[name][0], 10, 32)
 		if err != nil {
-			return nil, fmt.Errorf("Invalid %s: %s", name, values[name][0])
+			return nil, faultf("Invalid %s: %s", name, values[name][0])
 		}
 		*number = int(n)
 	}
@@ -136,7 +136,7 @@ func (j *jailer) parseLimits(limits []string) error {
 		kind, known := map[string]int{"fsize": unix.RLIMIT_FSIZE, "no-file": unix.RLIMIT_NOFILE}[name]
 		n, err := strconv.ParseUint(value, 10, 64)
 		if !ok || !known || err != nil {
-			return fmt.Errorf("Invalid resource argument: %s", limit)
+			return faultf("Invalid resource argument: %s", limit)
 		}
 		j.limits[kind] = n
 	}
@@ -162,7 +162,7 @@ func (j *jailer) run() error {
 	}
 	for kind, n := range j.limits {
 		if err := syscall.Setrlimit(kind, &syscall.Rlimit{Cur: n, Max: n}); err != nil {
-			return fmt.Errorf("Failed to set limit for resource: %w", err)
+			return faultf("Failed to set limit for resource: %w", err)
 		}
 	}
 	if err := j.enter(); err != nil {
@@ -199,7 +199,7 @@ func (j *jailer) joinNetwork() error {
 	}
 	defer ns.Close()
 	if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-		return fmt.Errorf("Failed to join network namespace: netns: %w", err)
+		return faultf("Failed to join network namespace: netns: %w", err)
 	}
 	return nil
 }
@@ -258,7 +258,7 @@ func (j *jailer) furnish() error {
 			err = os.Chown(path, j.uid, j.gid)
 		}
 		if err != nil {
-			return fmt.Errorf("Failed to create %s via mknod inside the jail: %w", path, err)
+			return faultf("Failed to create %s via mknod inside the jail: %w", path, err)
 		}
 	}
 	return nil
@@ -278,5 +278,5 @@ func (j *jailer) becomeVMM() error {
 	}
 	args := slices.Concat([]string{program, "--id", j.id, "--start-time-us", "1", "--start-time-cpu-us", "1",
 		"--parent-cpu-time-us", "1"}, j.args)
-	return fmt.Errorf("Failed to exec into Firecracker: %w", syscall.Exec(program, args, nil))
+	return faultf("Failed to exec into Firecracker: %w", syscall.Exec(program, args, nil))
 }

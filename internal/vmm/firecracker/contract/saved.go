@@ -22,7 +22,7 @@ type saved struct {
 
 func (s *server) save(statePath, memoryPath string) error {
 	if s.state != paused {
-		return errors.New("Create snapshot error: Cannot save the microVM state: Operation not allowed: save/restore microvm state while not paused")
+		return faultf("Create snapshot error: Cannot save the microVM state: Operation not allowed: save/restore microvm state while not paused")
 	}
 	// Whoever has a connection loses it, here and in every copy.
 	s.guest.reset()
@@ -40,11 +40,11 @@ func (s *server) save(statePath, memoryPath string) error {
 	}
 	sum := sha256.Sum256(state)
 	if err := writeFile(statePath, os.O_TRUNC, append(sum[:], state...), 0); err != nil {
-		return fmt.Errorf("Create snapshot error: Cannot perform open on the snapshot backing file: %w", err)
+		return faultf("Create snapshot error: Cannot perform open on the snapshot backing file: %w", err)
 	}
 	mib, _ := s.config["/machine-config"]["mem_size_mib"].(float64)
 	if err := writeFile(memoryPath, 0, memory, int64(mib)<<20); err != nil {
-		return fmt.Errorf("Create snapshot error: Cannot perform open on the memory backing file: %w", err)
+		return faultf("Create snapshot error: Cannot perform open on the memory backing file: %w", err)
 	}
 	return nil
 }
@@ -86,14 +86,14 @@ const maxState = 1 << 20
 
 func (s *server) load(fields map[string]any) error {
 	if s.touched {
-		return errors.New("Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific resources.")
+		return faultf("Load snapshot error: Loading a microVM snapshot not allowed after configuring boot-specific resources.")
 	}
 	memory := fields["mem_backend"].(map[string]any)["backend_path"].(string)
 	if err := s.read(fields["snapshot_path"].(string), memory); err != nil {
-		return fmt.Errorf("Load snapshot error: Failed to restore from snapshot: %w", err)
+		return faultf("Load snapshot error: Failed to restore from snapshot: %w", err)
 	}
 	if err := s.begin(); err != nil {
-		return fmt.Errorf("Load snapshot error: Failed to restore from snapshot: %w", err)
+		return faultf("Load snapshot error: Failed to restore from snapshot: %w", err)
 	}
 	s.state = paused
 	if fields["resume_vm"] == true {
@@ -119,10 +119,10 @@ func (s *server) read(statePath, memoryPath string) error {
 		return err
 	}
 	if len(raw) < sha256.Size {
-		return errors.New("Failed to get snapshot state from file: it is too short")
+		return faultf("Failed to get snapshot state from file: it is too short")
 	}
 	if sum := sha256.Sum256(raw[sha256.Size:]); !bytes.Equal(sum[:], raw[:sha256.Size]) {
-		return errors.New("Failed to get snapshot state from file: CRC64 validation failed")
+		return faultf("Failed to get snapshot state from file: CRC64 validation failed")
 	}
 	var from saved
 	if err := json.Unmarshal(raw[sha256.Size:], &from); err != nil {

@@ -50,14 +50,14 @@ const (
 func runServer(args []string) error {
 	values, rest, err := parseArguments(args, serverArguments)
 	if err != nil || len(rest) > 0 {
-		return exitError{fmt.Errorf("Arguments parsing error: %v %v", err, rest), 153}
+		return exitError{faultf("Arguments parsing error: %v %v", err, rest), 153}
 	}
 	if values["version"] != nil {
 		fmt.Printf("Firecracker v%s\n", Version)
 		return nil
 	}
 	if values["id"] == nil || values["api-sock"] == nil {
-		return exitError{errors.New("Arguments parsing error: no id or socket"), 153}
+		return exitError{faultf("Arguments parsing error: no id or socket"), 153}
 	}
 	if os.Getuid() == 0 {
 		return errors.New("the VMM runs as root")
@@ -133,9 +133,9 @@ func (s *server) handle(method, path string, body []byte) (answer any, err error
 	}
 	switch {
 	case e.stage == beforeBoot && s.state != notStarted:
-		return nil, errors.New(faultPostBoot)
+		return nil, faultf(faultPostBoot)
 	case e.stage == afterBoot && s.state == notStarted:
-		return nil, errors.New(faultPreBoot)
+		return nil, faultf(faultPreBoot)
 	}
 	var fields map[string]any
 	if method != "GET" {
@@ -176,7 +176,7 @@ func (s *server) carryOut(path string, fields map[string]any) (answer any, err e
 func (s *server) openLog(path string) error {
 	log, err := os.OpenFile(path, os.O_WRONLY|unix.O_NONBLOCK, 0)
 	if err != nil {
-		return fmt.Errorf("Logger error: %w", err)
+		return faultf("Logger error: %w", err)
 	}
 	defer log.Close()
 	_, err = fmt.Fprintf(log, "warning: the contract's Firecracker %s logs here\n", s.id)
@@ -194,7 +194,7 @@ func (m machine) try(path string, fields map[string]any) error {
 	case strings.HasPrefix(path, "/network-interfaces/"):
 		tap, err := openTap(fields["host_dev_name"].(string))
 		if err != nil {
-			return fmt.Errorf("Network config error: Could not create the network device: Open tap device failed: %w", err)
+			return faultf("Network config error: Could not create the network device: Open tap device failed: %w", err)
 		}
 		return tap.Close()
 	}
@@ -208,17 +208,17 @@ func tryBoot(fields map[string]any) error {
 			continue
 		}
 		if err := cannotWrite(path); err != nil {
-			return fmt.Errorf("Boot source error: %w", err)
+			return faultf("Boot source error: %w", err)
 		}
 		head := make([]byte, len(magic))
 		file, err := os.Open(path)
 		if err != nil {
-			return fmt.Errorf("Boot source error: The kernel or initrd cannot be opened: %w", err)
+			return faultf("Boot source error: The kernel or initrd cannot be opened: %w", err)
 		}
 		_, err = io.ReadFull(file, head)
 		file.Close()
 		if err != nil || string(head) != magic {
-			return fmt.Errorf("Boot source error: %s begins with %q", path, head)
+			return faultf("Boot source error: %s begins with %q", path, head)
 		}
 	}
 	return nil
@@ -239,12 +239,12 @@ func tryDrive(fields map[string]any) error {
 	if fields["is_read_only"] == true {
 		flags = os.O_RDONLY
 		if err := cannotWrite(path); err != nil {
-			return fmt.Errorf("Drive config error: %w", err)
+			return faultf("Drive config error: %w", err)
 		}
 	}
 	file, err := os.OpenFile(path, flags, 0)
 	if err != nil {
-		return fmt.Errorf("Drive config error: Unable to create the virtio block device: Error manipulating the backing file: %w", err)
+		return faultf("Drive config error: Unable to create the virtio block device: Error manipulating the backing file: %w", err)
 	}
 	return file.Close()
 }
@@ -252,19 +252,19 @@ func tryDrive(fields map[string]any) error {
 func (s *server) act(what string) error {
 	switch {
 	case what != "InstanceStart" && s.state == notStarted:
-		return errors.New(faultPreBoot)
+		return faultf(faultPreBoot)
 	case what != "InstanceStart":
 		return nil
 	case s.state != notStarted:
-		return errors.New(faultPostBoot)
+		return faultf(faultPostBoot)
 	case s.config["/boot-source"] == nil:
-		return errors.New("Start microvm error: Cannot start microvm without kernel configuration.")
+		return faultf("Start microvm error: Cannot start microvm without kernel configuration.")
 	}
 	if err := kvm(); err != nil {
-		return fmt.Errorf("Start microvm error: Internal error while starting microVM: %w", err)
+		return faultf("Start microvm error: Internal error while starting microVM: %w", err)
 	}
 	if err := s.begin(); err != nil {
-		return fmt.Errorf("Start microvm error: %w", err)
+		return faultf("Start microvm error: %w", err)
 	}
 	s.state = running
 	return s.guest.resume()
