@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -75,6 +76,8 @@ func Connector(packets *net.UnixConn, dial func() (*os.File, error)) error {
 		if err != nil {
 			return fmt.Errorf("hand connection over: %w", err)
 		}
+		// Whoever asks may have been taken over, and ask without end.
+		time.Sleep(pipePause)
 	}
 }
 

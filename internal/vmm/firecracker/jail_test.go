@@ -237,6 +237,20 @@ func TestLinksInTheJailLeadNowhere(t *testing.T) {
 	}
 }
 
+// TestLongPaths has a jail at a path that is longer than a socket's can be.
+func TestLongPaths(t *testing.T) {
+	spec := machineSpec(t, bench(t))
+	spec.Jail.Root = filepath.Join(spec.Jail.Root, strings.Repeat("long/", 40))
+	if err := os.MkdirAll(spec.Jail.Root, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	host, err := boot(t, spec).Link().DialGuest(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	host.Close()
+}
+
 // TestDiesAtEachStep ends Firecracker in place of each request.
 func TestDiesAtEachStep(t *testing.T) {
 	parts := bench(t)
