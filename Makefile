@@ -17,7 +17,7 @@ TESTENV := VMSAN_TEST_ROOT=1 VMSAN_TEST_STATE=$(STATE) VMSAN_TEST_BINARY=$(CURDI
 PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs
 # libprotobuf-dev has the types that ours import; clones are tested on file
 # systems that share blocks.
-TESTPKGS := btrfs-progs xfsprogs nodejs npm iproute2 nftables procps protobuf-compiler libprotobuf-dev
+TESTPKGS := btrfs-progs xfsprogs busybox-static nodejs npm iproute2 nftables procps protobuf-compiler libprotobuf-dev
 # The floor of networks is made of commands.
 BENCHPKGS := iptables iproute2 procps
 
@@ -52,11 +52,11 @@ setup: build
 
 .PHONY: demo
 demo: runtime-deps setup
-	bin/vmsan --dir $(STATE) run -- /bin/sh -c 'echo "Hello from a microVM with its own kernel:"; uname -a'
+	bin/vmsan --dir $(STATE) run --network none -- /bin/sh -c 'echo "Hello from a microVM with its own kernel:"; uname -a'
 
 .PHONY: test
 test: deps setup
-	$(TESTENV) $(GO) test -timeout 30m -count 1 -p 1 ./...
+	$(TESTENV) $(GO) test -timeout 30m -count 1 -p 2 ./...
 
 .PHONY: load
 load: setup

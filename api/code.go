@@ -73,6 +73,11 @@ const (
 	ErrImageInvalid  Code = "ERR_IMAGE_INVALID"
 	ErrKernelInvalid Code = "ERR_KERNEL_INVALID"
 
+	ErrRegistry       Code = "ERR_REGISTRY"
+	ErrRegistryAuth   Code = "ERR_REGISTRY_AUTH"
+	ErrRegistryBusy   Code = "ERR_REGISTRY_BUSY"
+	ErrRegistryConfig Code = "ERR_REGISTRY_CONFIG"
+
 	ErrSnapshotNotFound  Code = "ERR_SNAPSHOT_NOT_FOUND"
 	ErrSnapshotAmbiguous Code = "ERR_SNAPSHOT_AMBIGUOUS"
 	ErrSnapshotNameTaken Code = "ERR_SNAPSHOT_NAME_TAKEN"
@@ -157,6 +162,11 @@ var Codes = map[Code]Meaning{
 	ErrImageInUse:    {KindConflict, "a sandbox uses that image"},
 	ErrImageInvalid:  {KindUsage, "the archive is not a root file system that can be imported"},
 	ErrKernelInvalid: {KindUsage, "the file is not a Linux kernel that can be used"},
+
+	ErrRegistry:       {KindInternal, "a registry cannot be reached, or fails"},
+	ErrRegistryAuth:   {KindPermission, "a registry does not let this user have the image"},
+	ErrRegistryBusy:   {KindExhausted, "a registry takes no more requests for now"},
+	ErrRegistryConfig: {KindUsage, "registries.json or runtimes.json cannot be used"},
 
 	ErrSnapshotNotFound:  {KindNotFound, "no snapshot has that id, prefix or name"},
 	ErrSnapshotAmbiguous: {KindConflict, "several snapshots' ids begin with that prefix"},

@@ -47,6 +47,8 @@ type VM struct {
 	Init        string            `json:"init,omitempty"`
 	User        string            `json:"user,omitempty"`
 	Workdir     string            `json:"workdir,omitempty"`
+	Main        []string          `json:"main,omitempty"`    // the main process
+	Restart     string            `json:"restart,omitempty"` // when it is started again
 	Env         map[string]string `json:"env,omitempty"`
 
 	// NetworkPolicy is what it may reach. Nil without a network.

@@ -9,23 +9,21 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"sync"
 	"time"
 
 	"github.com/miekg/dns"
-	"github.com/vishvananda/netlink"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/gate/proxy"
 	"github.com/vmsan/vmsan/internal/gate/resolver"
-	"github.com/vmsan/vmsan/internal/network/netns"
+	"github.com/vmsan/vmsan/internal/gate/sockets"
 	"github.com/vmsan/vmsan/internal/policy"
+	"github.com/vmsan/vmsan/internal/testenv/lab"
 )
 
 // gate measures what a sandbox's connections and questions go through.
-func (b *bench) gate() error {
-	if err := b.proxied(); err != nil {
+func (b *bench) gate(ctx context.Context) error {
+	if err := b.proxied(ctx); err != nil {
 		return fmt.Errorf("measure the proxy: %w", err)
 	}
 	if err := b.resolved(); err != nil {
@@ -34,152 +32,78 @@ func (b *bench) gate() error {
 	return nil
 }
 
-// allowed is a name that the policy allows, and server where it leads.
-const (
-	allowed = "a.example"
-	server  = "203.0.113.1:80"
-)
+// allowed is a name that the policy allows.
+const allowed = "a.example"
 
 var onlyAllowed = policy.Policy{Mode: policy.Custom, AllowedDomains: []policy.Domain{{Name: allowed}}}
+
+// Two neighbours of the host, which forwards between them, and where it has a
+// proxy and the one a server.
+var (
+	clientNet = [2]netip.Prefix{netip.MustParsePrefix("10.1.0.1/24"), netip.MustParsePrefix("10.1.0.2/24")}
+	serverNet = [2]netip.Prefix{netip.MustParsePrefix("198.51.101.1/24"), netip.MustParsePrefix("198.51.101.2/24")}
+	front     = netip.AddrPortFrom(clientNet[0].Addr(), 7080)
+	source    = netip.AddrPortFrom(serverNet[1].Addr(), 80)
+)
 
 // unheard is for events that nobody wants to know.
 type unheard struct{}
 
 func (unheard) Log(api.NetworkEvent) {}
 
-// proxied downloads from a server on the far side of a network namespace that
-// forwards packets, and by way of a proxy in it.
-func (b *bench) proxied() error {
-	p, err := newPath()
+// proxied downloads from a server in another network, by way of the host that
+// forwards packets, and of a proxy on it.
+func (b *bench) proxied(ctx context.Context) (err error) {
+	client, detachClient, err := b.world.Attach("client", clientNet[0], clientNet[1])
 	if err != nil {
 		return err
 	}
-	defer p.close()
+	defer func() { err = errors.Join(err, detachClient()) }()
+	server, detachServer, err := b.world.Attach("server", serverNet[0], serverNet[1])
+	if err != nil {
+		return err
+	}
+	defer func() { err = errors.Join(err, detachServer()) }()
+	for _, link := range []string{"client", "server"} {
+		if err := b.world.Host.Sysctl("ipv4/conf/"+link+"/forwarding", "1"); err != nil {
+			return err
+		}
+	}
+	pouring, err := server.Listen("tcp4", source.String())
+	if err != nil {
+		return err
+	}
+	var pourers sockets.Server
+	defer pourers.Close()
+	go pourers.Accept(pouring, 2*b.rounds, pour, func(net.Conn) {})
+	passing, err := net.Listen("tcp4", front.String())
+	if err != nil {
+		return err
+	}
+	p := proxy.New(proxy.Config{
+		Policy: onlyAllowed, Names: func(netip.Addr) []string { return []string{allowed} }, Log: unheard{},
+		Original: func(net.Conn) (netip.AddrPort, error) { return source, nil },
+	})
+	defer p.Close()
+	go p.Serve(passing)
 	hello, err := clientHello(allowed)
 	if err != nil {
 		return err
 	}
-	var through, straight []time.Duration
+	times := map[netip.AddrPort][]time.Duration{}
 	for range b.rounds {
-		s, err := p.download(server, hello)
-		if err != nil {
-			return err
+		for _, to := range []netip.AddrPort{source, front} {
+			took, err := download(ctx, client, to, hello)
+			if err != nil {
+				return err
+			}
+			times[to] = append(times[to], took)
 		}
-		t, err := p.download(p.front.Addr().String(), hello)
-		if err != nil {
-			return err
-		}
-		straight, through = append(straight, s), append(through, t)
 	}
-	t, s := median(through), median(straight)
+	t, s := median(times[front]), median(times[source])
 	b.add("TLS through the proxy; floor: forwarded by the kernel", rate(poured, t), rate(poured, s),
 		fmt.Sprintf("%.0f %%", 100*s.Seconds()/t.Seconds()), ">= 70 %")
 	return nil
-}
-
-// path is a client's, a router's and a server's namespace in a row.
-type path struct {
-	client, router, server *netns.Namespace
-	proxy                  *proxy.Proxy
-	source, front          net.Listener
-	serving                sync.WaitGroup
-}
-
-func newPath() (p *path, err error) {
-	p = &path{}
-	defer func() {
-		if err != nil {
-			p.close()
-		}
-	}()
-	for _, ns := range []**netns.Namespace{&p.client, &p.router, &p.server} {
-		if *ns, err = netns.New(); err != nil {
-			return nil, err
-		}
-	}
-	for _, step := range []func() error{
-		func() error { return join("inner", p.client, p.router, "10.1.0.2/24", "10.1.0.1/24") },
-		func() error { return join("outer", p.server, p.router, "203.0.113.1/24", "203.0.113.2/24") },
-		func() error { return routeBy(p.client, "10.1.0.1") },
-		func() error { return routeBy(p.server, "203.0.113.2") },
-		func() error {
-			return p.router.Do(func() error { return os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("1"), 0) })
-		},
-		func() error {
-			return p.server.Do(func() (err error) { p.source, err = net.Listen("tcp4", server); return err })
-		},
-		func() error {
-			return p.router.Do(func() (err error) { p.front, err = net.Listen("tcp4", "10.1.0.1:80"); return err })
-		},
-	} {
-		if err := step(); err != nil {
-			return nil, err
-		}
-	}
-	to := netip.MustParseAddrPort(server)
-	p.proxy = proxy.New(proxy.Config{
-		Policy: onlyAllowed, Names: func(netip.Addr) []string { return []string{allowed} }, Log: unheard{},
-		Original: func(net.Conn) (netip.AddrPort, error) { return to, nil },
-		Dial: func(context.Context, netip.AddrPort) (conn net.Conn, err error) {
-			err = p.router.Do(func() error { conn, err = net.Dial("tcp4", server); return err })
-			return conn, err
-		},
-	})
-	p.serving.Go(func() { p.proxy.Serve(p.front) })
-	p.serving.Go(func() { pour(p.source) })
-	return p, nil
-}
-
-func (p *path) close() {
-	if p.proxy != nil {
-		p.proxy.Close()
-	}
-	if p.source != nil {
-		p.source.Close()
-	}
-	if p.front != nil {
-		p.front.Close()
-	}
-	p.serving.Wait()
-	for _, ns := range []*netns.Namespace{p.client, p.router, p.server} {
-		if ns != nil {
-			ns.Close()
-		}
-	}
-}
-
-// join makes a pair of devices between two namespaces, each with an address of
-// one network.
-func join(name string, a, b *netns.Namespace, toA, toB string) error {
-	err := a.Do(func() error {
-		return netlink.LinkAdd(&netlink.Veth{
-			LinkAttrs: netlink.LinkAttrs{Name: name}, PeerName: name, PeerNamespace: netlink.NsFd(b.File().Fd()),
-		})
-	})
-	if err != nil {
-		return fmt.Errorf("make devices %s: %w", name, err)
-	}
-	return errors.Join(a.Do(func() error { return setUp(name, toA) }), b.Do(func() error { return setUp(name, toB) }))
-}
-
-func setUp(name, cidr string) error {
-	link, err := netlink.LinkByName(name)
-	if err != nil {
-		return fmt.Errorf("find device %s: %w", name, err)
-	}
-	addr, err := netlink.ParseAddr(cidr)
-	if err != nil {
-		return err
-	}
-	if err := netlink.AddrAdd(link, addr); err != nil {
-		return fmt.Errorf("give %s to %s: %w", cidr, name, err)
-	}
-	return netlink.LinkSetUp(link)
-}
-
-// routeBy sends a namespace's packets to others by a router.
-func routeBy(ns *netns.Namespace, router string) error {
-	return ns.Do(func() error { return netlink.RouteAdd(&netlink.Route{Gw: net.ParseIP(router)}) })
 }
 
 // poured is how much is read in all, and part how much at once, in bytes.
@@ -192,29 +116,18 @@ const (
 const tooLong = time.Minute
 
 // pour gives whoever connects as much as they take.
-func pour(listener net.Listener) {
-	var serving sync.WaitGroup
-	defer serving.Wait()
-	for {
-		conn, err := listener.Accept()
-		if err != nil {
-			return
-		}
-		serving.Go(func() {
-			defer conn.Close()
-			conn.SetDeadline(time.Now().Add(tooLong))
-			conn.Read(make([]byte, 1))
-			for data := make([]byte, part); err == nil; {
-				_, err = conn.Write(data)
-			}
-		})
+func pour(conn net.Conn) {
+	conn.SetDeadline(time.Now().Add(tooLong))
+	_, err := conn.Read(make([]byte, 1))
+	for data := make([]byte, part); err == nil; {
+		_, err = conn.Write(data)
 	}
 }
 
 // download has a server pour.
-func (p *path) download(addr string, hello []byte) (took time.Duration, err error) {
-	var conn net.Conn
-	if err := p.client.Do(func() (err error) { conn, err = net.Dial("tcp4", addr); return err }); err != nil {
+func download(ctx context.Context, client *lab.Namespace, from netip.AddrPort, hello []byte) (took time.Duration, err error) {
+	conn, err := client.Dial(ctx, "tcp4", from)
+	if err != nil {
 		return 0, err
 	}
 	defer conn.Close()
@@ -255,11 +168,11 @@ func (b *bench) resolved() error {
 		Policy: onlyAllowed, Resolvers: 1, Dialer: dialer(upstream.LocalAddr().String()), Opener: opener{}, Log: unheard{},
 	})
 	defer r.Close()
-	front, err := net.ListenPacket("udp4", "127.0.0.1:0")
+	asked, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {
 		return err
 	}
-	go r.ServePacket(front)
+	go r.ServePacket(asked)
 	echo, err := net.ListenPacket("udp4", "127.0.0.1:0")
 	if err != nil {
 		return err
@@ -268,7 +181,7 @@ func (b *bench) resolved() error {
 	go repeat(echo)
 	var known, echoed []time.Duration
 	for range 100 * quick {
-		k, err := ask(front.LocalAddr())
+		k, err := ask(asked.LocalAddr())
 		if err != nil {
 			return err
 		}

@@ -23,11 +23,11 @@ func main() {
 	flag.StringVar(&b.state, "state", "", "a state directory that is set up")
 	flag.IntVar(&b.rounds, "rounds", 7, "runs of each slow measurement; the median counts")
 	flag.IntVar(&soak, "soak", 0, "instead, boot this many times in a row on a busy host")
-	flag.StringVar(&b.only, "only", "", "measure this alone: cold, memory, exec, unary, stdout, restore, network, gate or list")
+	flag.StringVar(&b.only, "only", "", "measure this alone: cold, memory, exec, unary, stdout, restore, network, gate, image, pull or list")
 	flag.Parse()
-	world, err := lab.Enter()
-	if err == nil {
-		err = errors.Join(run(&b, soak), world.Close())
+	var err error
+	if b.world, err = lab.Enter(); err == nil {
+		err = errors.Join(run(&b, soak), b.world.Close())
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "bench:", err)

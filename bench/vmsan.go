@@ -19,6 +19,7 @@ import (
 	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/setup"
 	"github.com/vmsan/vmsan/internal/store"
+	"github.com/vmsan/vmsan/internal/testenv/lab"
 )
 
 // bench runs the measurements.
@@ -27,6 +28,7 @@ type bench struct {
 	rounds       int
 	only         string // one measurement's name, or all
 	floor        *floor
+	world        *lab.Lab
 	crowdTime    time.Duration // what the floor's crowd took
 	rows         []row
 }
@@ -75,7 +77,17 @@ func (b *bench) all(ctx context.Context) error {
 		}
 	}
 	if b.wants("gate") && os.Geteuid() == 0 {
-		if err := b.gate(); err != nil {
+		if err := b.gate(ctx); err != nil {
+			return err
+		}
+	}
+	if b.wants("image") && os.Geteuid() == 0 {
+		if err := b.image(ctx); err != nil {
+			return err
+		}
+	}
+	if b.wants("pull") && os.Geteuid() == 0 {
+		if err := b.pull(ctx); err != nil {
 			return err
 		}
 	}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
@@ -16,9 +17,9 @@ import (
 	"github.com/vmsan/vmsan/api"
 )
 
-// TestKilledWhileSaving ends the command, the monitor or the VMM at some moment
-// of everything that saves or restores machines. With the tests of load there
-// are more moments.
+// TestKilledWhileSaving kills the command, the monitor or the VMM, or interrupts
+// the command, at some moment of everything that saves or restores machines.
+// With the tests of load there are more moments.
 func TestKilledWhileSaving(t *testing.T) {
 	h := newHost(t)
 	rounds := 1
@@ -32,7 +33,7 @@ func TestKilledWhileSaving(t *testing.T) {
 		{"snapshot", "create", "source"}, {"snapshot", "create", "source", "--stop"}, {"restore", "source", "kept"},
 		{"fork", "source", "--count", "2"}, {"pause", "--reclaim", "source"},
 	} {
-		for _, victim := range []string{"command", "monitor", "vmm"} {
+		for _, victim := range []string{"command", "monitor", "vmm", "interrupted command"} {
 			for range rounds {
 				h.killDuring(victim, args)
 			}
@@ -49,6 +50,8 @@ func (h *host) killDuring(victim string, args []string) {
 	h.t.Helper()
 	h.must("create", "--name", "source")
 	pids := h.inspect("source").PIDs
+	// Those that end by themselves meanwhile are not taken for others.
+	victims := map[string]*os.Process{"monitor": h.process(pids.Monitor), "vmm": h.process(pids.VMM)}
 	cmd := exec.Command(h.binary, args...)
 	cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
 	var said bytes.Buffer
@@ -58,10 +61,19 @@ func (h *host) killDuring(victim string, args []string) {
 	}
 	wait := time.Duration(rand.IntN(700)) * time.Millisecond
 	time.Sleep(wait)
-	// What has ended by itself meanwhile is not there to be killed.
-	pid := map[string]int{"command": cmd.Process.Pid, "monitor": pids.Monitor, "vmm": pids.VMM}[victim]
-	syscall.Kill(pid, syscall.SIGKILL)
-	err := cmd.Wait()
+	var err error
+	switch victim {
+	case "command":
+		err = cmd.Process.Kill()
+	case "interrupted command":
+		err = cmd.Process.Signal(os.Interrupt)
+	default:
+		err = victims[victim].Kill()
+	}
+	if err != nil && !errors.Is(err, os.ErrProcessDone) {
+		h.t.Fatal(err)
+	}
+	err = cmd.Wait()
 	what := fmt.Sprintf("%s of %v killed after %s (%v: %s)", victim, args, wait, err, strings.TrimSpace(said.String()))
 	for _, s := range h.snapshots() {
 		if _, err := h.vmsan("snapshot", "inspect", s.ID, "--verify"); err != nil {
@@ -73,6 +85,17 @@ func (h *host) killDuring(victim string, args []string) {
 	}
 	h.checkUsable(what, "source")
 	h.removeAll()
+}
+
+// process holds on to a process, by a pidfd.
+func (h *host) process(pid int) *os.Process {
+	h.t.Helper()
+	p, err := os.FindProcess(pid)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.t.Cleanup(func() { p.Release() })
+	return p
 }
 
 // checkUsable checks that a sandbox runs, or can be made to and says why it

@@ -120,6 +120,10 @@ func TestStateSurvives(t *testing.T) {
 	h.must("restore", "source", "saved")
 	same("restored in place", "source", first)
 	h.sh("source", "test ! -e /root/after")
+	h.must("pause", "--reclaim", "source")
+	h.must("restore", "source", "saved")
+	same("restored in place without its memory", "source", first)
+	h.sh("source", "test ! -e /root/after")
 	for _, args := range [][]string{{"pause"}, {"pause", "--reclaim"}} {
 		before, _ := h.count("copy")
 		h.must(append(args, "copy")...)

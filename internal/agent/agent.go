@@ -112,6 +112,8 @@ type Agent struct {
 	// attending counts processes not yet seen to their end.
 	attending sync.WaitGroup
 
+	main mainProcess
+
 	mu       sync.RWMutex
 	settings settings
 }

@@ -414,6 +414,24 @@ func TestTreeSignalWhileForking(t *testing.T) {
 	}
 }
 
+// A signal that comes while all commands hold still, and that ends none of them, is no error.
+func TestTreeSignalWhileHeld(t *testing.T) {
+	g := newGuest(t, func(c *Config) { c.CgroupDirectory = mountCgroups(t) })
+	pid, grandchild, _ := family(t, g, func(*process.StartRequest) {})
+	if err := g.agent.forest.hold(true); err != nil {
+		t.Fatal(err)
+	}
+	if err := g.agent.table.byPid(pid).tree.signal(syscall.SIGURG); err != nil {
+		t.Error(err)
+	}
+	if err := g.agent.forest.hold(false); err != nil {
+		t.Fatal(err)
+	}
+	if !alive(pid) || !alive(grandchild) {
+		t.Error("a command has ended")
+	}
+}
+
 func TestKillOnDisconnect(t *testing.T) {
 	eachForest(t, func(t *testing.T, g *guest) {
 		pid, grandchild, cancel := family(t, g, func(r *process.StartRequest) { r.KillOnDisconnect = true })

@@ -98,6 +98,9 @@ func (a *Agent) identify(id link.Identity) error {
 	if id.Pattern {
 		steps = append(steps, step{"settle", a.settle})
 	}
+	if id.Main != nil {
+		steps = append(steps, step{"main process", func() error { return a.startMain(*id.Main) }})
+	}
 	var failed []error
 	for _, step := range steps {
 		if err := step.do(); err != nil {
@@ -381,6 +384,7 @@ func (s *hostService) PowerOff(ctx context.Context, request *connect.Request[gue
 	}
 	// Once begun it is not called off by a host that hangs up.
 	ctx = context.WithoutCancel(ctx)
+	s.agent.stopMain()
 	if err := powerOff(ctx, request.Msg.GetMode() == guestv1.PowerOffMode_POWER_OFF_MODE_REBOOT); err != nil {
 		return nil, connect.NewError(connect.CodeInternal, fmt.Errorf("power off: %w", err))
 	}

@@ -75,7 +75,10 @@ func (m *machine) bringUp() error {
 	if err := mountAll(earlyMounts); err != nil {
 		return err
 	}
-	var err error
+	resumeMonitor, err := delayMonitor()
+	if err != nil {
+		return err
+	}
 	if m.modules, err = openModules(); err != nil {
 		return err
 	}
@@ -105,6 +108,9 @@ func (m *machine) bringUp() error {
 	}
 	if disk >= 0 {
 		m.disk = descriptorPath(disk)
+	}
+	if err := resumeMonitor(); err != nil {
+		return failed(control, err)
 	}
 	if path := imageInit(); path != "" {
 		return failed(control, m.becomeInit(path, control, data, disk))

@@ -240,7 +240,8 @@ func (t *cgroupTree) signal(number syscall.Signal) error {
 			err = errors.Join(err, fmt.Errorf("signal process %d: %w", pid, killErr))
 		}
 	}
-	return errors.Join(err, unlessGone(freeze(t.directory, false, time.Second)))
+	// It is not waited for: all commands may have to hold still just now.
+	return errors.Join(err, unlessGone(setFrozen(t.directory, false)))
 }
 
 // unlessGone is err, unless that is of a cgroup which was removed.
@@ -254,16 +255,12 @@ func unlessGone(err error) error {
 // freeze stops the processes of a cgroup and those below it, or lets them go on. It returns when it is done, after
 // limit at the latest.
 func freeze(cgroup string, still bool, limit time.Duration) error {
-	state := "0"
-	if still {
-		state = "1"
-	}
 	events, err := os.Open(filepath.Join(cgroup, "cgroup.events"))
 	if err != nil {
 		return err
 	}
 	defer events.Close()
-	if err := os.WriteFile(filepath.Join(cgroup, "cgroup.freeze"), []byte(state), 0); err != nil {
+	if err := setFrozen(cgroup, still); err != nil {
 		return err
 	}
 	for deadline := time.Now().Add(limit); ; {
@@ -272,7 +269,7 @@ func freeze(cgroup string, still bool, limit time.Duration) error {
 		if err != nil && !errors.Is(err, io.EOF) {
 			return err
 		}
-		if strings.Contains(string(text[:n]), "frozen "+state) {
+		if strings.Contains(string(text[:n]), "frozen "+digit(still)) {
 			return nil
 		}
 		left := time.Until(deadline)
@@ -285,6 +282,18 @@ func freeze(cgroup string, still bool, limit time.Duration) error {
 			return err
 		}
 	}
+}
+
+// setFrozen orders what freeze waits for.
+func setFrozen(cgroup string, still bool) error {
+	return os.WriteFile(filepath.Join(cgroup, "cgroup.freeze"), []byte(digit(still)), 0)
+}
+
+func digit(yes bool) string {
+	if yes {
+		return "1"
+	}
+	return "0"
 }
 
 // kill reaches cgroups below as well, and processes that are being forked.

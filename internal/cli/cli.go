@@ -203,6 +203,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		{"Commands in a sandbox:", []*cobra.Command{
 			a.execCommand(), a.psCommand(), a.attachCommand(), a.killCommand(),
 		}},
+		{"Images:", []*cobra.Command{a.imageCommand()}},
 		{"This program:", []*cobra.Command{
 			a.setupCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
 		}},

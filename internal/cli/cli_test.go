@@ -280,6 +280,8 @@ func TestSplitImage(t *testing.T) {
 		{[]string{"debian", "uname"}, -1, "debian", "uname"},
 		{[]string{"debian", "uname"}, 1, "debian", "uname"},
 		{[]string{"debian", "--", "uname", "--"}, -1, "debian", "uname --"},
+		{[]string{"debian"}, -1, "debian", ""},
+		{[]string{"debian", "--"}, -1, "debian", ""},
 	} {
 		var f createFlags
 		command, err := splitImage(&f, test.args, test.dash)
@@ -287,10 +289,8 @@ func TestSplitImage(t *testing.T) {
 			t.Errorf("%v, %d: image %q, command %q, %v", test.args, test.dash, f.options.Image, command, err)
 		}
 	}
-	for _, args := range [][]string{{"debian"}, {"debian", "--"}} {
-		if _, err := splitImage(&createFlags{}, args, -1); !api.HasCode(err, api.ErrUsage) {
-			t.Errorf("%v: %v", args, err)
-		}
+	if _, err := splitImage(&createFlags{}, nil, -1); !api.HasCode(err, api.ErrUsage) {
+		t.Errorf("nothing: %v", err)
 	}
 	if _, err := splitImage(&createFlags{}, []string{"a", "b", "c"}, 2); !api.HasCode(err, api.ErrUsage) {
 		t.Errorf("two images: %v", err)

@@ -26,6 +26,9 @@ func (a *app) createCommand() *cobra.Command {
 		},
 	}
 	f.register(a, cmd)
+	cmd.Flags().BoolVar(&f.options.Entrypoint, "entrypoint", false, "run what the image says as the main process: its output is in the logs, and its end is the sandbox's")
+	cmd.Flags().StringVar(&f.options.Restart, "restart", "", "when the main process is started again instead, a `POLICY`: no, always, on-failure or on-failure:N (default: no)")
+	completeChoice(cmd, "restart", "no", "always", "on-failure")
 	return cmd
 }
 
@@ -35,6 +38,9 @@ func (a *app) runCreate(ctx context.Context, f createFlags) error {
 		return err
 	}
 	if err := a.ensureSetup(ctx, service, f.noSetup); err != nil {
+		return err
+	}
+	if err := a.bringImage(ctx, service, &f); err != nil {
 		return err
 	}
 	record, err := service.Create(ctx, f.options)

@@ -13,13 +13,15 @@ import (
 func (a *app) runCommand() *cobra.Command {
 	var f createFlags
 	var e execFlags
+	var entrypoint bool
 	cmd := &cobra.Command{
-		Use:   "run [flags] [IMAGE] [--] COMMAND [ARG...]",
+		Use:   "run [flags] [IMAGE] [--] [COMMAND [ARG...]]",
 		Short: "Run a command in a new sandbox and remove it",
 		Long: "run creates a sandbox, runs a command in it, exits as the command does and leaves nothing behind, also\n" +
-			"if vmsan itself is killed. Without --, the first argument is the image. Exit codes: see exec.",
+			"if vmsan itself is killed. Without --, the first argument is the image. Without a command, what the image\n" +
+			"says is run: its entrypoint and command. Exit codes: see exec.",
 		Example:           "  vmsan run -- uname -a\n  vmsan run debian -- python3 -c 'print(6*7)'",
-		Args:              arguments(cobra.MinimumNArgs(1)),
+		Args:              arguments(cobra.ArbitraryArgs),
 		Annotations:       passesExit,
 		ValidArgsFunction: a.completeImage,
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -30,12 +32,13 @@ func (a *app) runCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			return a.runRun(cmd.Context(), f, e, command)
+			return a.runRun(cmd.Context(), f, e, command, entrypoint)
 		},
 	}
 	cmd.Flags().SetInterspersed(false)
 	f.register(a, cmd)
 	e.registerCommon(cmd)
+	cmd.Flags().BoolVar(&entrypoint, "entrypoint", false, "put the image's entrypoint in front of COMMAND")
 	return cmd
 }
 
@@ -48,34 +51,74 @@ func splitImage(f *createFlags, args []string, dash int) (command []string, err 
 	}
 	images := dash
 	if dash < 0 {
-		images = 1
+		images = min(1, len(args))
 	}
 	if images > 1 {
 		return nil, api.Errorf(api.ErrUsage, "more than one image before --").WithHint("vmsan run IMAGE -- COMMAND")
 	}
 	if images == 1 {
+		if f.runtime != "" {
+			return nil, api.Errorf(api.ErrValidationFlags, "Cannot use --runtime and the image %.80q together", args[0]).
+				WithFlag("--runtime").WithHint("vmsan run --runtime NAME -- COMMAND")
+		}
 		if f.options.Image != "" {
 			return nil, api.Errorf(api.ErrValidationFlags, "Cannot use --image and the image %.80q together", args[0]).
 				WithFlag("--image").WithHint("vmsan run --image IMAGE -- COMMAND")
 		}
+		if f.rootfs != "" {
+			return nil, api.Errorf(api.ErrValidationFlags, "Cannot use --rootfs and the image %.80q together", args[0]).
+				WithFlag("--rootfs").WithHint("vmsan run --rootfs FILE -- COMMAND")
+		}
 		f.options.Image = args[0]
 	}
-	if len(args) == images {
-		return nil, api.Errorf(api.ErrUsage, "there is no command to run").WithHint("vmsan run -- COMMAND")
+	command = args[images:]
+	if len(command) == 0 && f.options.Image == "" && f.rootfs == "" && f.runtime == "" {
+		return nil, noCommand()
 	}
-	return args[images:], nil
+	return command, nil
 }
 
-func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []string) error {
-	command, err := e.command(args)
-	if err != nil {
-		return err
+func noCommand() error {
+	return api.Errorf(api.ErrUsage, "there is no command to run").WithHint("vmsan run -- COMMAND")
+}
+
+// withImage is what is to be run: the command that was given, alone or behind
+// the image's entrypoint, or else all that the image says.
+func withImage(service *sandbox.Service, f createFlags, command []string, entrypoint bool) ([]string, error) {
+	if len(command) > 0 && !entrypoint || f.options.Snapshot != "" {
+		return command, nil
 	}
+	img, err := service.Image(f.options.Image)
+	if err != nil {
+		return nil, err
+	}
+	if len(command) == 0 {
+		command = img.Config.Command()
+	} else {
+		command = slices.Concat(img.Config.Entrypoint, command)
+	}
+	if len(command) == 0 {
+		return nil, noCommand()
+	}
+	return command, nil
+}
+
+func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []string, entrypoint bool) error {
 	service, err := a.service()
 	if err != nil {
 		return err
 	}
 	if err := a.ensureSetup(ctx, service, f.noSetup); err != nil {
+		return err
+	}
+	if err := a.bringImage(ctx, service, &f); err != nil {
+		return err
+	}
+	if args, err = withImage(service, f, args, entrypoint); err != nil {
+		return err
+	}
+	command, err := e.command(args)
+	if err != nil {
 		return err
 	}
 	f.options.Ephemeral = true

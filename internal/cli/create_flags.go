@@ -1,11 +1,13 @@
 package cli
 
 import (
+	"context"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/image"
 	"github.com/vmsan/vmsan/internal/sandbox"
 )
 
@@ -16,14 +18,21 @@ type createFlags struct {
 	bootTimeout         string
 	labels, env         []string
 	network             networkFlags
+	rootfs              string
 	trace               bool
 	noSetup             bool
+	pull                string
+	runtime             string
 }
 
 func (f *createFlags) register(a *app, cmd *cobra.Command) {
 	flags := cmd.Flags()
 	o := &f.options
 	flags.StringVar(&o.Image, "image", "", "`IMAGE` to start (default: the one setup made)")
+	flags.StringVar(&f.rootfs, "rootfs", "", "start from this `FILE`: whatever image import takes")
+	flags.StringVar(&o.Image, "from-image", "", "the same as --image")
+	flags.StringVar(&f.runtime, "runtime", "", "the image of a `RUNTIME`: base, node22, node24, python3.13, or one of runtimes.json")
+	flags.StringVar(&f.pull, "pull", string(sandbox.PullMissing), "`WHEN` to ask the image's registry: always, missing (when it is not here) or never")
 	flags.StringVar(&o.Name, "name", "", "unique `NAME`")
 	flags.StringVar(&o.Project, "project", "", "`PROJECT` it belongs to, a label")
 	flags.StringArrayVar(&f.labels, "label", nil, "label, `KEY=VALUE` (may be repeated)")
@@ -49,13 +58,16 @@ func (f *createFlags) register(a *app, cmd *cobra.Command) {
 	completeChoice(cmd, "driver", "auto", "firecracker", "qemu")
 	completeChoice(cmd, "accel", "auto", "kvm", "tcg")
 	completeChoice(cmd, "network", "nat", "none")
+	completeChoice(cmd, "pull", "always", "missing", "never")
+	cmd.RegisterFlagCompletionFunc("from-image", a.completeImage)
+	cmd.RegisterFlagCompletionFunc("runtime", a.completeRuntime)
 	cmd.RegisterFlagCompletionFunc("image", a.completeImage)
 	cmd.RegisterFlagCompletionFunc("snapshot", a.completeSnapshots)
 }
 
 // complete parses what was typed, and checks it.
 func (f *createFlags) complete(cmd *cobra.Command) (err error) {
-	for _, flag := range []string{"name", "image", "project", "workdir", "user", "driver", "accel", "network"} {
+	for _, flag := range []string{"name", "image", "from-image", "runtime", "rootfs", "project", "workdir", "user", "driver", "accel", "network"} {
 		// The verbs take an empty value for "use the default".
 		if cmd.Flags().Changed(flag) && cmd.Flag(flag).Value.String() == "" {
 			return api.Errorf(emptyCode(flag), "Invalid --%s: it is empty.", flag).WithFlag("--" + flag)
@@ -63,6 +75,9 @@ func (f *createFlags) complete(cmd *cobra.Command) (err error) {
 	}
 	o := &f.options
 	if err := checkSnapshotFlags(cmd); err != nil {
+		return err
+	}
+	if err := f.checkImageFlags(cmd); err != nil {
 		return err
 	}
 	if o.VCPUs, err = sandbox.ParseVCPUs(f.vcpus); err != nil {
@@ -93,6 +108,17 @@ func (f *createFlags) complete(cmd *cobra.Command) (err error) {
 	return o.Check()
 }
 
+// importRootfs makes an image of --rootfs, without a name: it goes with the
+// last sandbox that uses it, at the next image prune.
+func (a *app) importRootfs(ctx context.Context, service *sandbox.Service, f *createFlags) error {
+	img, err := service.ImportImage(ctx, f.rootfs, a.stdin, image.ImportOptions{Meta: image.Meta{Source: sourceOf(f.rootfs)}})
+	if err != nil {
+		return err
+	}
+	f.options.Image = "sha256:" + img.Digest
+	return nil
+}
+
 // checkSnapshotFlags refuses what a snapshot has decided already.
 func checkSnapshotFlags(cmd *cobra.Command) error {
 	if !cmd.Flags().Changed("snapshot") {
@@ -101,7 +127,7 @@ func checkSnapshotFlags(cmd *cobra.Command) error {
 	if cmd.Flag("snapshot").Value.String() == "" {
 		return api.Errorf(api.ErrSnapshotNotFound, "Invalid --snapshot: it is empty.").WithFlag("--snapshot").WithHint("vmsan snapshot ls")
 	}
-	for _, flag := range []string{"image", "vcpus", "memory", "disk", "init", "driver", "accel", "cold", "network"} {
+	for _, flag := range []string{"image", "from-image", "runtime", "rootfs", "pull", "vcpus", "memory", "disk", "init", "driver", "accel", "cold", "network", "entrypoint", "restart"} {
 		if cmd.Flags().Changed(flag) {
 			return exclusive("--snapshot", "--"+flag)
 		}
@@ -109,15 +135,30 @@ func checkSnapshotFlags(cmd *cobra.Command) error {
 	return nil
 }
 
+// checkImageFlags refuses several images, and a policy that there is not.
+func (f *createFlags) checkImageFlags(cmd *cobra.Command) error {
+	named := ""
+	for _, flag := range []string{"image", "from-image", "runtime", "rootfs"} {
+		if !cmd.Flags().Changed(flag) {
+			continue
+		}
+		if named != "" {
+			return exclusive("--"+named, "--"+flag)
+		}
+		named = flag
+	}
+	return sandbox.CheckPullPolicy(sandbox.PullPolicy(f.pull))
+}
+
 func emptyCode(flag string) api.Code {
 	switch flag {
 	case "name":
 		return api.ErrValidationName
-	case "image":
+	case "image", "from-image":
 		return api.ErrValidationImageRef
 	case "project":
 		return api.ErrValidationLabel
-	case "workdir":
+	case "workdir", "rootfs":
 		return api.ErrValidationPath
 	case "user":
 		return api.ErrValidationUser

@@ -55,6 +55,7 @@ func show(r *store.Record) api.VM {
 		Driver: r.Spec.Driver, Accelerator: r.Spec.Accelerator,
 		VCPUs: r.Spec.VCPUs, MemoryMiB: r.Spec.MemoryMiB, DiskBytes: r.Spec.DiskBytes,
 		Network: r.Spec.Network, Init: r.Spec.Init, User: r.Spec.User, Workdir: r.Spec.Workdir, Env: r.Spec.Env,
+		Main: r.Spec.Main, Restart: r.Spec.Restart,
 		Trace: r.Trace,
 	}
 	if r.Spec.Networked() {

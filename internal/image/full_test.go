@@ -30,7 +30,7 @@ func TestImportToFullDisk(t *testing.T) {
 	if err := w.WriteHeader(&tar.Header{Name: "big", Size: 4 << 20}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := w.Write(make([]byte, 4<<20)); err != nil {
+	if _, err := w.Write(bytes.Repeat([]byte{1}, 4<<20)); err != nil {
 		t.Fatal(err)
 	}
 	if err := w.Close(); err != nil {

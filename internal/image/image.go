@@ -18,9 +18,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
-
-	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/scratch"
 	"github.com/vmsan/vmsan/internal/store"
 )
@@ -53,18 +50,6 @@ type Image struct {
 	Config Config `json:"config"`
 }
 
-// Config is how the image wants to be run. All of it is optional.
-type Config struct {
-	// Env has KEY=VALUE entries.
-	Env []string `json:"env,omitempty"`
-	// Workdir is an absolute path.
-	Workdir string `json:"workdir,omitempty"`
-	// User is a name or number, with ":group" behind it perhaps.
-	User       string   `json:"user,omitempty"`
-	Entrypoint []string `json:"entrypoint,omitempty"`
-	Cmd        []string `json:"cmd,omitempty"`
-}
-
 // Meta is what an importer says about an image.
 type Meta struct {
 	// Name is the name the image gets, taken from another image if that has
@@ -86,13 +71,7 @@ func (s Store) RootfsPath(digest string) string {
 	return filepath.Join(s.Layout.Image(digest), rootfsName)
 }
 
-// ImportTar makes an image of a root file system in an uncompressed tar
-// archive. The same archive makes the same image. An archive that is cut
-// short or malformed is ErrImageInvalid. Nothing is left behind on error.
-//
-// Of extended attributes, those of the user and security name spaces are
-// kept. File times other than the last modification are not.
-func (s Store) ImportTar(ctx context.Context, r io.Reader, m Meta) (Image, error) {
+func (s Store) build(ctx context.Context, layers []Layer, whiteouts bool, m Meta) (Image, error) {
 	name, err := parseOptionalName(m.Name)
 	if err != nil {
 		return Image{}, err
@@ -103,7 +82,7 @@ func (s Store) ImportTar(ctx context.Context, r io.Reader, m Meta) (Image, error
 	}
 	defer dir.Close()
 	img := Image{Format: recordVersion, Created: time.Now().UTC().Truncate(time.Second), Source: m.Source, Config: m.Config}
-	if err := write(ctx, dir.Join("made"), r, &img); err != nil {
+	if err := write(ctx, dir.Join("made"), layers, whiteouts, &img); err != nil {
 		return Image{}, scratch.Explain(fmt.Errorf("import image: %w", err))
 	}
 	if err := s.publish(ctx, dir, img, name); err != nil {
@@ -112,11 +91,11 @@ func (s Store) ImportTar(ctx context.Context, r io.Reader, m Meta) (Image, error
 	return img, nil
 }
 
-func write(ctx context.Context, dir string, r io.Reader, img *Image) error {
+func write(ctx context.Context, dir string, layers []Layer, whiteouts bool, img *Image) error {
 	if err := os.Mkdir(dir, 0o755); err != nil {
 		return err
 	}
-	if err := writeRootfs(ctx, filepath.Join(dir, rootfsName), r, img); err != nil {
+	if err := writeRootfs(ctx, filepath.Join(dir, rootfsName), layers, whiteouts, img); err != nil {
 		return err
 	}
 	data, err := json.MarshalIndent(img, "", "  ")
@@ -134,49 +113,21 @@ func write(ctx context.Context, dir string, r io.Reader, img *Image) error {
 // value would make other images of the same archives.
 const maxDiskSize = 64 << 30
 
-func writeRootfs(ctx context.Context, path string, r io.Reader, img *Image) error {
+func writeRootfs(ctx context.Context, path string, layers []Layer, whiteouts bool, img *Image) error {
 	return writeReadOnly(path, func(f *os.File) error {
-		if err := convert(ctx, r, f); err != nil {
+		if err := flatten(ctx, layers, whiteouts, img.Config, f); err != nil {
 			return err
 		}
+		// The disk is busy with one while a CPU is with the other.
+		synced := make(chan error, 1)
+		go func() { synced <- f.Sync() }()
 		var err error
 		img.Digest, img.Size, err = digestOf(ctx, f)
-		return err
+		return errors.Join(err, <-synced)
 	})
 }
 
-// convert streams the archive, checked on its way, into a file system.
-func convert(ctx context.Context, r io.Reader, f *os.File) error {
-	checked, pipe := io.Pipe()
-	done := make(chan error, 1)
-	go func() {
-		err := checkTar(ctx, r, pipe, maxDiskSize)
-		pipe.CloseWithError(err)
-		done <- err
-	}()
-	err := tar2ext4.ConvertTarToExt4(checked, f, tar2ext4.MaximumDiskSize(maxDiskSize))
-	// The checker may still be writing what the converter no longer wants.
-	checked.CloseWithError(errConverted)
-	if bad := <-done; bad != nil && !errors.Is(bad, errConverted) {
-		return bad
-	}
-	if err == nil || isHostError(err) {
-		return err
-	}
-	return invalid(err)
-}
-
-var errConverted = errors.New("conversion ended")
-
-// isHostError tells errors in writing a file from those in what is written.
-func isHostError(err error) bool {
-	var path *fs.PathError
-	return errors.As(err, &path)
-}
-
-func invalid(err error) error {
-	return api.Errorf(api.ErrImageInvalid, "archive is not a root file system: %w", err)
-}
+var errEmpty = errors.New("it is empty")
 
 func digestOf(ctx context.Context, f *os.File) (string, int64, error) {
 	if _, err := f.Seek(0, io.SeekStart); err != nil {

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -149,12 +150,26 @@ func TestImportRefuses(t *testing.T) {
 		{"nothing", nil, "empty"},
 		{"an archive of nothing", archive(t), "empty"},
 		{"text", []byte(strings.Repeat("hello ", 1000)), "invalid tar header"},
+		{"a cut gzip", compressed(t, "gzip", whole)[:500], "cut short"},
+		{"a cut zstd", compressed(t, "zstd", whole)[:200], "cut short"},
+		{"a cut xz", compressed(t, "xz", whole)[:200], "truncated"},
+		{"a broken gzip", []byte("\x1f\x8bxxxxxxxxxxxxxxxxxxx"), "decompress"},
+		{"a broken zstd", []byte("\x28\xb5\x2f\xfdxxxxxxxxxxxxxxxxxxxx"), "decompress"},
+		{"a broken xz", []byte("\xfd7zXZ\x00xxxxxxxxxxxxxxxxx"), "decompress"},
 		{"cut inside a file", whole[:20_000], "cut short"},
 		{"cut between entries", whole[:bytes.Index(whole, []byte("./bin/dash"))/512*512], "cut short"},
 		{"cut in its end", whole[:len(whole)-1024], "cut short"},
 		{"file below a file", archive(t, file("a"), file("a/b")), "a/b"},
-		{"file over a directory", archive(t, tar.Header{Typeflag: tar.TypeDir, Name: "a/"}, file("a")), "a directory"},
-		{"link to nothing", archive(t, tar.Header{Typeflag: tar.TypeLink, Name: "a", Linkname: "b"}), "not found"},
+		{"file as the root", archive(t, symlink(".", "x")), "the root"},
+		{"link to a directory", archive(t, tar.Header{Typeflag: tar.TypeDir, Name: "d/"}, tar.Header{Typeflag: tar.TypeLink, Name: "a", Linkname: "d"}), "no such file"},
+		{"link in place of its target", archive(t, file("d/f"), tar.Header{Typeflag: tar.TypeLink, Name: "d", Linkname: "d/f"}), "which it replaces"},
+		{"links in a circle", archive(t, symlink("a", "b"), symlink("b", "a"), file("a/f")), "too many symbolic links"},
+		{"deep tree", deep(t), "directories in each other"},
+		{"large attributes", archive(t, tar.Header{Typeflag: tar.TypeReg, Name: "a", PAXRecords: map[string]string{"SCHILY.xattr.user.a": strings.Repeat("x", 4096)}}), "attributes do not fit"},
+		{"symlink to nothing", archive(t, tar.Header{Typeflag: tar.TypeSymlink, Name: "a"}), "without a proper target"},
+		{"device out of range", archive(t, tar.Header{Typeflag: tar.TypeChar, Name: "a", Devmajor: 4096}), "out of range"},
+		{"file too large", unfinished(t, tar.Header{Typeflag: tar.TypeReg, Name: "a", Size: 1 << 50}), "more bytes than"},
+		{"link to nothing", archive(t, tar.Header{Typeflag: tar.TypeLink, Name: "a", Linkname: "b"}), "no such file"},
 		{"long name", archive(t, file(strings.Repeat("n", 256))), "name is too long"},
 		{"long path", archive(t, file(strings.Repeat("n/", 3000)+"n")), "path is too long"},
 		{"unknown type", archive(t, tar.Header{Typeflag: 'Z', Name: "a"}), "type"},
@@ -167,6 +182,77 @@ func TestImportRefuses(t *testing.T) {
 			}
 			checkNothingLeft(t, s)
 		})
+	}
+}
+
+func symlink(name, target string) tar.Header {
+	return tar.Header{Typeflag: tar.TypeSymlink, Name: name, Linkname: target}
+}
+
+// deep goes deeper than a path can by going on where a link leads.
+func deep(t *testing.T) []byte {
+	headers := []tar.Header{symlink("l", strings.Repeat("d/", 900))}
+	return archive(t, append(headers,
+		tar.Header{Typeflag: tar.TypeDir, Name: strings.Repeat("d/", 900)},
+		tar.Header{Typeflag: tar.TypeDir, Name: "l/" + strings.Repeat("d/", 900)})...)
+}
+
+// unfinished is an archive of nothing but a header.
+func unfinished(t *testing.T, h tar.Header) []byte {
+	var b bytes.Buffer
+	if err := tar.NewWriter(&b).WriteHeader(&h); err != nil {
+		t.Fatal(err)
+	}
+	return append(b.Bytes(), make([]byte, 2048)...)
+}
+
+// compressed has a program compress data.
+func compressed(t testing.TB, program string, data []byte) []byte {
+	t.Helper()
+	cmd := exec.Command(program, "-c")
+	cmd.Stdin = bytes.NewReader(data)
+	out, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+func TestImportCompressed(t *testing.T) {
+	whole := archive(t, rootfs...)
+	want := mustImport(t, testStore(t), "", rootfs...)
+	for _, program := range []string{"gzip", "zstd", "xz"} {
+		got, err := testStore(t).ImportTar(t.Context(), bytes.NewReader(compressed(t, program, whole)), Meta{Source: "a test"})
+		if err != nil || got.Digest != want.Digest {
+			t.Errorf("%s: got %.12s, error %v, want %.12s", program, got.Digest, err, want.Digest)
+		}
+	}
+}
+
+// TestImportRefusesBomb gives up long before the disk is full.
+func TestImportRefusesBomb(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "{ tar -c --format=gnu -C / --files-from=/dev/null; head -c 2G /dev/zero; } | zstd -c")
+	bomb, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = testStore(t).ImportTar(t.Context(), bytes.NewReader(bomb), Meta{})
+	if !api.HasCode(err, api.ErrImageInvalid) {
+		t.Errorf("got error %v, want ErrImageInvalid", err)
+	}
+}
+
+func TestConfigMakesAnotherImage(t *testing.T) {
+	s := testStore(t)
+	for _, cmd := range []string{"one", "two"} {
+		if _, err := s.ImportTar(t.Context(), bytes.NewReader(archive(t, rootfs...)), Meta{Name: cmd, Config: Config{Cmd: []string{cmd}}}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, cmd := range []string{"one", "two"} {
+		if got, err := s.Resolve(cmd); err != nil || got.Config.Cmd[0] != cmd {
+			t.Errorf("image %s has the command %q, error %v", cmd, got.Config.Cmd, err)
+		}
 	}
 }
 
@@ -322,7 +408,7 @@ func TestNameMoves(t *testing.T) {
 	}
 }
 
-func unused(string) (string, error) { return "", nil }
+func unused(string) error { return nil }
 
 func TestRemove(t *testing.T) {
 	s := testStore(t)
@@ -337,7 +423,7 @@ func TestRemove(t *testing.T) {
 	if diff := cmp.Diff(Removed{Names: []string{"one"}}, got); diff != "" {
 		t.Errorf("first name (-want +got):\n%s", diff)
 	}
-	inUse := func(digest string) (string, error) { return "web-1", nil }
+	inUse := func(digest string) error { return api.Errorf(api.ErrImageInUse, "web-1 uses it") }
 	if _, err := s.Remove(t.Context(), "two", inUse); !api.HasCode(err, api.ErrImageInUse) {
 		t.Errorf("used image: got error %v, want ErrImageInUse", err)
 	}

@@ -31,8 +31,11 @@ const (
 )
 
 var (
-	// nameForm is parts separated by single slashes, and perhaps a tag.
-	nameForm = regexp.MustCompile(`^[a-z0-9]([a-z0-9._-]*[a-z0-9])?(/[a-z0-9]([a-z0-9._-]*[a-z0-9])?)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127})?$`)
+	// nameForm is parts separated by single slashes, and perhaps a tag. Names
+	// of what was pulled may begin with a host and its port, and end in the
+	// digest of a manifest.
+	nameForm = regexp.MustCompile(`^(([a-z0-9]([a-z0-9.-]*[a-z0-9])?|\[[0-9a-f:]+\])(:[0-9]{1,5})?/)?` +
+		`[a-z0-9]([a-z0-9._-]*[a-z0-9])?(/[a-z0-9]([a-z0-9._-]*[a-z0-9])?)*(:[A-Za-z0-9_][A-Za-z0-9._-]{0,127}|@sha256:[0-9a-f]{64})?$`)
 	// prefixForm is the beginning of a digest, long enough to mean something.
 	prefixForm = regexp.MustCompile(`^[0-9a-f]{4,64}$`)
 )
@@ -217,10 +220,9 @@ type Removed struct {
 }
 
 // Remove takes a name off its image, and removes an image whose last name
-// that was, or which ref names by its digest. inUse tells whether something
-// uses the image with a digest, and who, for the message; it is called with
-// the images locked.
-func (s Store) Remove(ctx context.Context, ref string, inUse func(digest string) (string, error)) (Removed, error) {
+// that was, or which ref names by its digest. inUse fails if something uses the
+// image with a digest; it is called with the images locked.
+func (s Store) Remove(ctx context.Context, ref string, inUse func(digest string) error) (Removed, error) {
 	unlock, err := s.lock(ctx)
 	if err != nil {
 		return Removed{}, err
@@ -239,13 +241,8 @@ func (s Store) Remove(ctx context.Context, ref string, inUse func(digest string)
 		delete(all, name)
 		return Removed{Names: []string{name}}, s.writeNames(all)
 	}
-	user, err := inUse(digest)
-	if err != nil {
+	if err := inUse(digest); err != nil {
 		return Removed{}, fmt.Errorf("remove image %s: %w", ref, err)
-	}
-	if user != "" {
-		return Removed{}, api.Errorf(api.ErrImageInUse, "image %s is used by %s", ref, user).
-			WithHint("vmsan rm %s", user)
 	}
 	maps.DeleteFunc(all, func(_, d string) bool { return d == digest })
 	return Removed{Names: names, Digest: digest}, s.remove(digest, all)

@@ -7,9 +7,8 @@ import (
 	"io/fs"
 	"os"
 
-	"github.com/Microsoft/hcsshim/ext4/tar2ext4"
-
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/ext4"
 )
 
 // Check tells in well under a millisecond whether an image is fit to be
@@ -32,6 +31,16 @@ func (s Store) Check(digest string) (Image, error) {
 	return img, nil
 }
 
+// CheckSettled is Check, after whoever is removing an image now has done so.
+func (s Store) CheckSettled(ctx context.Context, digest string) (Image, error) {
+	unlock, err := s.lock(ctx)
+	if err != nil {
+		return Image{}, err
+	}
+	defer unlock()
+	return s.Check(digest)
+}
+
 func (s Store) checkFile(img Image) error {
 	f, err := os.Open(s.RootfsPath(img.Digest))
 	if err != nil {
@@ -45,12 +54,12 @@ func (s Store) checkFile(img Image) error {
 	if info.Size() != img.Size {
 		return fmt.Errorf("%d bytes instead of %d", info.Size(), img.Size)
 	}
-	size, _, err := tar2ext4.Ext4FileSystemSize(f)
+	made, err := ext4.NewReader(f)
 	if err != nil {
 		return err
 	}
-	if size != img.Size {
-		return fmt.Errorf("file system of %d bytes in a file of %d", size, img.Size)
+	if made.Size() != img.Size {
+		return fmt.Errorf("file system of %d bytes in a file of %d", made.Size(), img.Size)
 	}
 	return nil
 }

@@ -18,6 +18,8 @@ type Identity struct {
 	Env       map[string]string `json:"env,omitempty"`
 	User      string            `json:"user,omitempty"`
 	Workdir   string            `json:"workdir,omitempty"`
+	// Main is the main process. Optional.
+	Main *Main `json:"main,omitempty"`
 	// Address is the guest's on its network, and Gateway the way to all
 	// others and its resolver. Neither without a network.
 	Address netip.Prefix `json:"address,omitzero"`
@@ -58,6 +60,13 @@ func (id Identity) encode() (string, error) {
 	}
 	add("user", id.User)
 	add("workdir", id.Workdir)
+	if id.Main != nil {
+		for _, arg := range id.Main.Args {
+			add("main", arg)
+		}
+		add("restart", id.Main.Restart)
+		add("stop_signal", strconv.Itoa(id.Main.StopSignal))
+	}
 	if id.BootID != "" {
 		add("boot_id", id.BootID)
 	}
@@ -123,6 +132,13 @@ func (id *Identity) set(name, value string) error {
 		id.User = value
 	case "workdir":
 		id.Workdir = value
+	case "main":
+		if id.Main == nil {
+			id.Main = &Main{}
+		}
+		id.Main.Args = append(id.Main.Args, value)
+	case "restart", "stop_signal":
+		return id.setMain(name, value)
 	case "boot_id":
 		id.BootID = value
 	case "restored":
@@ -134,5 +150,22 @@ func (id *Identity) set(name, value string) error {
 	case "gateway":
 		return id.Gateway.UnmarshalText([]byte(value))
 	}
+	return nil
+}
+
+// setMain reads what comes behind the main process's words.
+func (id *Identity) setMain(name, value string) error {
+	if id.Main == nil {
+		return errIdentity
+	}
+	if name == "restart" {
+		id.Main.Restart = value
+		return nil
+	}
+	number, err := strconv.Atoi(value)
+	if err != nil || number < 0 || number > 64 {
+		return errIdentity
+	}
+	id.Main.StopSignal = number
 	return nil
 }

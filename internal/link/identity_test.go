@@ -12,6 +12,7 @@ import (
 
 var testIdentity = Identity{
 	Hostname: "box", MachineID: strings.Repeat("0f", 16), User: "me:staff", Workdir: "/srv/a b",
+	Main: &Main{Args: []string{"/bin/sh", "", "a b"}, Restart: "on-failure:3", StopSignal: 15},
 	Env:  map[string]string{"A": "", "B": "x=y\nz", "C": "\u00e4"},
 	Time: time.Unix(1700000000, 5), Entropy: []byte{0, 1, 255},
 	Restored: true, Pattern: true, BootID: "01234567-89ab-cdef-0123-456789abcdef",

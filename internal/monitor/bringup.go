@@ -397,6 +397,9 @@ func (m *monitor) identity() link.Identity {
 	id := link.Identity{
 		Hostname: hostname, MachineID: machineID(r.ID), Env: env, User: r.Spec.User, Workdir: r.Spec.Workdir,
 	}
+	if len(r.Spec.Main) > 0 {
+		id.Main = &link.Main{Args: r.Spec.Main, Restart: r.Spec.Restart, StopSignal: r.Spec.StopSignal}
+	}
 	if r.Saved != nil {
 		id.Restored, id.BootID = true, newUUID()
 	}

@@ -183,12 +183,13 @@ func (m *monitor) saveStanding(ctx context.Context, to control.SaveRequest, save
 	return answer, err
 }
 
-// Leave implements control.Monitor.
+// Leave implements control.Monitor. Once it is noted the machine ends, whoever
+// still waits for that.
 func (m *monitor) Leave(ctx context.Context, memory, state string) error {
 	if err := m.leave(&store.Saved{Memory: memory, State: state}); err != nil {
 		return err
 	}
-	return m.Stop(ctx, 0)
+	return m.Stop(context.WithoutCancel(ctx), 0)
 }
 
 // leave notes where the machine goes on from, if it has not moved since it

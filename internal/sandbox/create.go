@@ -54,7 +54,11 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 	}
 	defer lock.Release()
 	record.Trace = append(record.Trace, stage("allocate", began, ""))
-	err = s.prepare(ctx, record)
+	// From here on the record keeps the image, which nothing did before.
+	_, err = s.images().CheckSettled(ctx, record.Spec.Image)
+	if err == nil {
+		err = s.prepare(ctx, record)
+	}
 	if err == nil {
 		err = s.launch(ctx, record, lock, first)
 	}
@@ -91,16 +95,22 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 	if spec.ImageName = o.Image; o.Image == "" {
 		spec.ImageName = ready.ImageName
 	}
-	if spec.ImageName == "" {
-		return nil, api.Errorf(api.ErrImageNotFound, "setup was told not to make the default image, and no other was named").
-			WithFlag("--image").WithHint("vmsan setup")
-	}
-	image, err := s.images().Resolve(spec.ImageName)
+	image, err := s.Image(o.Image)
 	if err != nil {
 		return nil, err
 	}
 	if _, err := s.images().Check(image.Digest); err != nil {
 		return nil, err
+	}
+	if err := o.honour(image.Config); err != nil {
+		return nil, err
+	}
+	spec.Env, spec.Workdir, spec.User = o.Env, o.Workdir, o.User
+	if o.Entrypoint {
+		if err := setMain(&spec, image.Config); err != nil {
+			return nil, err
+		}
+		spec.Restart = o.Restart
 	}
 	if spec.Driver, spec.Accelerator, err = choose(ready, o); err != nil {
 		return nil, err

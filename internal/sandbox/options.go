@@ -31,6 +31,9 @@ type CreateOptions struct {
 	Workdir string            // of every command; absolute
 	User    string            // of every command: name or uid
 
+	Entrypoint bool   // what the image says is the main process, which the sandbox ends with
+	Restart    string // of the main process: no, always, on-failure, on-failure:N; default no
+
 	Init        bool   // the image's own init becomes PID 1
 	Driver      string // auto, firecracker, qemu
 	Accelerator string // auto, kvm, tcg
@@ -102,6 +105,7 @@ func (o *CreateOptions) complete() error {
 		func() error { return CheckEnv(o.Env) },
 		func() error { return CheckWorkdir(o.Workdir) },
 		func() error { return CheckUser(o.User) },
+		func() error { return o.checkRestart() },
 		func() error { return checkChoice("--driver", o.Driver, "auto", "firecracker", "qemu") },
 		func() error { return checkChoice("--accel", o.Accelerator, "auto", "kvm", "tcg") },
 		func() error { return o.completeNetwork() },
@@ -130,6 +134,22 @@ func (o *CreateOptions) checkKVM() error {
 	if o.RequireKVM && o.Accelerator == "tcg" {
 		return api.Errorf(api.ErrValidationFlags, "Cannot use --require-kvm and --accel tcg together").
 			WithFlag("--require-kvm").WithHint("use either --require-kvm or --accel tcg")
+	}
+	return nil
+}
+
+var restartForm = regexp.MustCompile(`^(no|always|on-failure(:[1-9][0-9]{0,5})?)?$`)
+
+func (o *CreateOptions) checkRestart() error {
+	if !restartForm.MatchString(o.Restart) {
+		return api.Errorf(api.ErrValidationChoice, "Invalid --restart: %.80q. Must be one of: no, always, on-failure, "+
+			"on-failure:N.", o.Restart).WithFlag("--restart")
+	}
+	if o.Restart == "no" {
+		o.Restart = ""
+	}
+	if o.Restart != "" && !o.Entrypoint {
+		return api.Errorf(api.ErrValidationFlags, "--restart does nothing without --entrypoint").WithFlag("--restart")
 	}
 	return nil
 }
@@ -199,12 +219,18 @@ var validEnvName = regexp.MustCompile(`^[a-zA-Z_][a-zA-Z0-9_]*$`)
 // CheckEnv checks an environment: names of letters, digits and underscores,
 // values without NUL, 64 KiB in all.
 func CheckEnv(env map[string]string) error {
-	size := 0
 	for name, value := range env {
 		if !validEnvName.MatchString(name) || strings.ContainsRune(value, 0) {
 			return api.Errorf(api.ErrValidationEnv, "Invalid --env: %.80q. Must be KEY=VALUE, the key of letters, "+
 				"digits and underscores.", name).WithFlag("--env")
 		}
+	}
+	return checkEnvSize(env)
+}
+
+func checkEnvSize(env map[string]string) error {
+	size := 0
+	for name, value := range env {
 		size += len(name) + len(value) + 2
 	}
 	if size > maxEnv {

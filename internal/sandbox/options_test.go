@@ -194,3 +194,29 @@ func TestParsePairs(t *testing.T) {
 		}
 	}
 }
+
+func TestSignalNumber(t *testing.T) {
+	for name, want := range map[string]int{
+		"": 0, "15": 15, "SIGTERM": 15, "INT": 2, "SIGRTMIN+3": 37, "RTMIN": 34, "SIGRTMIN+99": 0, "SIGBOGUS": 0, "99": 0,
+	} {
+		if got := signalNumber(name); got != want {
+			t.Errorf("%q: got %d, want %d", name, got, want)
+		}
+	}
+}
+
+func TestRestart(t *testing.T) {
+	for _, good := range []string{"", "no", "always", "on-failure", "on-failure:3"} {
+		if err := (CreateOptions{Entrypoint: true, Restart: good}).Check(); err != nil {
+			t.Errorf("%q: %v", good, err)
+		}
+	}
+	for _, bad := range []string{"yes", "on-failure:0", "on-failure:", "always:3", "on-failure:-1"} {
+		if err := (CreateOptions{Entrypoint: true, Restart: bad}).Check(); !api.HasCode(err, api.ErrValidationChoice) {
+			t.Errorf("%q: got error %v, want ErrValidationChoice", bad, err)
+		}
+	}
+	if err := (CreateOptions{Restart: "always"}).Check(); !api.HasCode(err, api.ErrValidationFlags) {
+		t.Errorf("without a main process: got error %v, want ErrValidationFlags", err)
+	}
+}

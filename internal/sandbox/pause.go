@@ -38,9 +38,13 @@ func (s *Service) Pause(ctx context.Context, ref string, reclaim bool) (*store.R
 func (s *Service) ask(r *store.Record, what func(*control.Client) error) error {
 	err := what(control.Dial(s.layout.ControlSocket(r.ID)))
 	if errors.Is(err, control.ErrGone) {
-		return api.Errorf(api.ErrVMDied, "VM %s ended meanwhile", r.ID).WithVM(r.ID).WithHint("vmsan logs %s", r.ID)
+		return died(r.ID)
 	}
 	return err
+}
+
+func died(id string) error {
+	return api.Errorf(api.ErrVMDied, "VM %s ended meanwhile", id).WithVM(id).WithHint("vmsan logs %s", id)
 }
 
 // reclaim saves the machine beside its disk and ends it. If it cannot be
@@ -74,10 +78,32 @@ func (s *Service) leave(ctx context.Context, r *store.Record, files vmmFiles) er
 			return err
 		}
 	}
-	if err := s.ask(r, func(m *control.Client) error { return m.Leave(ctx, to.Memory, to.State) }); err != nil {
+	// It takes no time, and half of it would lose the memory.
+	ctx = context.WithoutCancel(ctx)
+	err := control.Dial(s.layout.ControlSocket(r.ID)).Leave(ctx, to.Memory, to.State)
+	switch {
+	case api.HasCode(err, api.ErrVMBusy):
 		return errors.Join(err, removeFile(to.Memory), removeFile(to.State))
+	case errors.Is(err, control.ErrGone):
+		err = nil
 	}
-	return s.awaitEnded(ctx, r.ID)
+	return errors.Join(err, s.left(ctx, r.ID, to))
+}
+
+// left waits until a machine has ended that was to be left, and checks that
+// its memory is what the sandbox goes on from. Whatever was heard of it, the
+// record tells.
+func (s *Service) left(ctx context.Context, id string, at store.Saved) error {
+	lock, err := s.awaitEnd(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer lock.Release()
+	r, err := s.layout.Load(id)
+	if err == nil && (r.Saved == nil || *r.Saved != at) {
+		err = errors.Join(died(id), s.repair(id), s.forgetMemory(id))
+	}
+	return err
 }
 
 // goOn resumes a machine that was to be stopped once it was saved, which went

@@ -62,7 +62,7 @@ func (s *Service) saveTo(ctx context.Context, r *store.Record, to control.SaveRe
 	}
 	answer, err = control.Dial(s.layout.ControlSocket(r.ID)).Save(ctx, to)
 	if errors.Is(err, control.ErrGone) {
-		err = api.Errorf(api.ErrVMDied, "VM %s ended while it was saved", r.ID).WithVM(r.ID).WithHint("vmsan logs %s", r.ID)
+		err = died(r.ID)
 	}
 	if err != nil || !features.Seals {
 		return answer, err

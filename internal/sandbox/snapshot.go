@@ -27,12 +27,16 @@ func (s *Service) snapshots() snapshot.Store {
 // guestOptions are what a sandbox keeps of its source besides what the
 // machine is made of.
 type guestOptions struct {
-	Network   string            `json:"network"`
-	Init      string            `json:"init,omitempty"`
-	Env       map[string]string `json:"env,omitempty"`
-	Workdir   string            `json:"workdir,omitempty"`
-	User      string            `json:"user,omitempty"`
-	Resolvers []string          `json:"resolvers,omitempty"`
+	Network string            `json:"network"`
+	Init    string            `json:"init,omitempty"`
+	Env     map[string]string `json:"env,omitempty"`
+	Workdir string            `json:"workdir,omitempty"`
+	// What the memory runs already, and a later boot is to run again.
+	Main       []string `json:"main,omitempty"`
+	Restart    string   `json:"restart,omitempty"`
+	StopSignal int      `json:"stop_signal,omitempty"`
+	User       string   `json:"user,omitempty"`
+	Resolvers  []string `json:"resolvers,omitempty"`
 }
 
 // manifest describes the sandbox r as it is saved.
@@ -49,6 +53,7 @@ func (s *Service) manifest(ctx context.Context, r *store.Record) (m snapshot.Man
 	}
 	m.Guest, err = json.Marshal(guestOptions{
 		Network: r.Spec.Network, Init: r.Spec.Init, Env: r.Spec.Env, Workdir: r.Spec.Workdir, User: r.Spec.User,
+		Main: r.Spec.Main, Restart: r.Spec.Restart, StopSignal: r.Spec.StopSignal,
 	})
 	return m, err
 }
@@ -279,6 +284,7 @@ func (s *Service) planSnapshot(ctx context.Context, o CreateOptions, pool store.
 	spec.Driver, spec.Accelerator = m.Host.Driver, m.Host.Accelerator
 	spec.VCPUs, spec.MemoryMiB, spec.DiskBytes = m.VCPUs, m.MemoryMiB, m.DiskBytes
 	spec.Init, spec.Network = g.Init, g.Network
+	spec.Main, spec.Restart, spec.StopSignal = g.Main, g.Restart, g.StopSignal
 	if spec.Env == nil {
 		spec.Env = g.Env
 	}
@@ -319,10 +325,9 @@ func (s *Service) Restore(ctx context.Context, ref, snap string) (*store.Record,
 		return nil, api.Errorf(api.ErrSnapshotUnfit, "snapshot %s is of a sandbox with the network %s, and VM %s has %s", m.ID, g.Network,
 			r.ID, r.Spec.Network).WithVM(r.ID)
 	}
-	if r.Running() {
-		if err := s.stop(ctx, r, 0); err != nil {
-			return nil, fmt.Errorf("restore %s: %w", r.ID, err)
-		}
+	// Memory that it gave back goes too: it does not fit the disk that comes.
+	if _, err := s.Stop(ctx, r.ID, 0); err != nil {
+		return nil, fmt.Errorf("restore %s: %w", r.ID, err)
 	}
 	lock, r, err := s.own(ctx, r.ID)
 	if err != nil {

@@ -65,15 +65,6 @@ func (s *Service) stopReclaimed(ctx context.Context, r *store.Record, grace time
 	return s.stopped(r, "stopped")
 }
 
-// awaitEnded is awaitEnd for who does not need the lock.
-func (s *Service) awaitEnded(ctx context.Context, id string) error {
-	lock, err := s.awaitEnd(ctx, id)
-	if err == nil {
-		lock.Release()
-	}
-	return err
-}
-
 // awaitEnd waits until the monitor of the sandbox id is gone. It returns the
 // lock, or nil if the sandbox was removed with its monitor.
 func (s *Service) awaitEnd(ctx context.Context, id string) (*store.Lock, error) {

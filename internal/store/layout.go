@@ -111,6 +111,19 @@ func (l Layout) Image(digest string) string { return filepath.Join(l.Images(), d
 // ImageNames maps names to image digests.
 func (l Layout) ImageNames() string { return filepath.Join(l.Dir, "images.json") }
 
+// Blobs has the layers that were pulled, by their digests.
+func (l Layout) Blobs() string { return filepath.Join(l.Dir, "blobs") }
+
+// Pulled names the image that was made of the manifest with that digest.
+func (l Layout) Pulled(digest string) string { return filepath.Join(l.Dir, "pulled", digest) }
+
+// Registries says how registries are reached. The user writes it.
+func (l Layout) Registries() string { return filepath.Join(l.Dir, "registries.json") }
+
+// Runtimes says what images the names of runtimes stand for. The user writes
+// it.
+func (l Layout) Runtimes() string { return filepath.Join(l.Dir, "runtimes.json") }
+
 // Blank is an empty formatted overlay of size bytes, copied at every create.
 func (l Layout) Blank(size int64) string {
 	return filepath.Join(l.Dir, "blanks", fmt.Sprintf("%d.ext4", size))

@@ -70,6 +70,11 @@ type Spec struct {
 	Env         map[string]string `json:"env,omitempty"`
 	Workdir     string            `json:"workdir,omitempty"`
 	User        string            `json:"user,omitempty"`
+	// Main is the main process, which the sandbox ends with. Restart says when
+	// it is started again instead, and StopSignal asks it to end.
+	Main       []string `json:"main,omitempty"`
+	Restart    string   `json:"restart,omitempty"`
+	StopSignal int      `json:"stop_signal,omitempty"`
 	// Init is the image's own init, to run as PID 1. Empty: the agent is.
 	Init string `json:"init,omitempty"`
 	// Network is "nat", "none", or, for vmsan's own templates, "detached": a
