@@ -83,6 +83,26 @@ func pickedByItself(h *host, t *testing.T) {
 	h.must("snapshot", "remove", "first")
 }
 
+// endsWithItsMonitor is a VMM whose jailer has shed the parent-death signal.
+func endsWithItsMonitor(h *host, t *testing.T) {
+	id := h.must("create", "--quiet")
+	pids := h.inspect(id).PIDs
+	vmm, err := unix.PidfdOpen(pids.VMM, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer unix.Close(vmm)
+	if err := unix.Kill(pids.Monitor, unix.SIGKILL); err != nil {
+		t.Fatal(err)
+	}
+	const most = 10 * time.Second
+	ready, err := unix.Poll([]unix.PollFd{{Fd: int32(vmm), Events: unix.POLLIN}}, int(most.Milliseconds()))
+	if err != nil || ready != 1 {
+		t.Errorf("Firecracker outlives its monitor: %d, %v", ready, err)
+	}
+	h.must("remove", "--force", id)
+}
+
 // TestFirecrackerUnproven is a host on which Firecracker was not found to work:
 // it is not picked, and refused with the reason.
 func TestFirecrackerUnproven(t *testing.T) {
@@ -103,6 +123,7 @@ func TestFirecrackerFindings(t *testing.T) {
 		test func(*host, *testing.T)
 	}{
 		{"picked by itself", pickedByItself},
+		{"ends with its monitor", endsWithItsMonitor},
 		{"7 a policy can be changed and changed back", findingPolicy},
 		{"11 a slot is nobody else's", findingSlot},
 		{"12 a snapshot can be restored without its source", findingSnapshot},
