@@ -20,12 +20,10 @@ type Tree struct {
 	Mount string
 	// Files are the host's files that the tree holds.
 	Files []TreeFile
-	// Pipes are paths of named pipes, for User.
-	Pipes []string
-	User  User
 }
 
-// TreeFile is a file of the host's, which need not have a path any more.
+// TreeFile is a file or named pipe of the host's, which need not have a path
+// any more.
 type TreeFile struct {
 	File     *os.File
 	Path     string // in the tree
@@ -66,22 +64,7 @@ func (t *Tree) enter() error {
 			return fmt.Errorf("bind %s: %w", f.File.Name(), err)
 		}
 	}
-	for _, path := range t.Pipes {
-		if err := t.makePipe(filepath.Join(t.Mount, path)); err != nil {
-			return fmt.Errorf("make pipe %s: %w", path, err)
-		}
-	}
 	return nil
-}
-
-func (t *Tree) makePipe(path string) error {
-	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
-		return err
-	}
-	if err := unix.Mkfifo(path, 0o600); err != nil {
-		return err
-	}
-	return os.Lchown(path, int(t.User.UID), int(t.User.GID))
 }
 
 // mountOf returns a mount of file alone that is attached nowhere yet.

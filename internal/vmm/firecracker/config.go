@@ -31,11 +31,6 @@ const nicID = "net0"
 // The bodies of requests: what vsock, drives and all the rest are is described
 // in Firecracker's src/firecracker/swagger/firecracker.yaml.
 type (
-	logger struct {
-		Path      string `json:"log_path"`
-		Level     string `json:"level"`
-		ShowLevel bool   `json:"show_level"`
-	}
 	machineConfig struct {
 		VCPUs           int    `json:"vcpu_count"`
 		MemoryMiB       int    `json:"mem_size_mib"`
@@ -93,7 +88,6 @@ type (
 // ... in the order that they are made in.
 func configuration(spec vmm.Spec) []request {
 	list := []request{
-		logging(),
 		{"PUT", "/machine-config", machineConfig{VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB, HugePages: "None"}},
 		{"PUT", "/boot-source", bootSource{jailKernel, jailInitramfs, strings.Join(cmdline(spec), " ")}},
 	}
@@ -114,16 +108,12 @@ func configuration(spec vmm.Spec) []request {
 	)
 }
 
-// logging has Firecracker's log beside what it prints, which is the guest's
-// serial console.
-func logging() request { return request{"PUT", "/logger", logger{jailLog, "Warning", true}} }
-
 func instanceStart() request { return request{"PUT", "/actions", action{"InstanceStart"}} }
 
 // loading lists what makes a machine out of one that was saved. All paths and
 // names in it are the same in every jail.
 func loading() []request {
-	return []request{logging(), {"PUT", "/snapshot/load", snapshotLoad{
+	return []request{{"PUT", "/snapshot/load", snapshotLoad{
 		State: jailState, Memory: memoryBackend{"File", jailMemory},
 	}}}
 }

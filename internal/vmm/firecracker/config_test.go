@@ -55,8 +55,7 @@ func TestRequests(t *testing.T) {
 		reboot = ""
 	}
 	compare(t, list(t, append(configuration(testSpec()), instanceStart())...),
-		`PUT /logger {"log_path":"/log","level":"Warning","show_level":true}
-PUT /machine-config {"vcpu_count":4,"mem_size_mib":2048,"smt":false,"track_dirty_pages":false,"huge_pages":"None"}
+		`PUT /machine-config {"vcpu_count":4,"mem_size_mib":2048,"smt":false,"track_dirty_pages":false,"huge_pages":"None"}
 PUT /boot-source {"kernel_image_path":"/boot/vmlinux","initrd_path":"/boot/initramfs","boot_args":"console=ttyS0 quiet panic=-1 `+reboot+`pci=off random.trust_cpu=on cryptomgr.notests vmsan.init=/sbin/init"}
 PUT /drives/image {"drive_id":"image","path_on_host":"/disks/image","is_root_device":false,"is_read_only":true,"cache_type":"Writeback","io_engine":"Sync"}
 PUT /drives/overlay {"drive_id":"overlay","path_on_host":"/disks/overlay","is_root_device":false,"is_read_only":false,"cache_type":"Writeback","io_engine":"Sync"}
@@ -70,8 +69,7 @@ PUT /actions {"action_type":"InstanceStart"}
 // TestRequestsRestored names nothing that differs between sandboxes.
 func TestRequestsRestored(t *testing.T) {
 	compare(t, list(t, append(loading(), state("Resumed"))...),
-		`PUT /logger {"log_path":"/log","level":"Warning","show_level":true}
-PUT /snapshot/load {"snapshot_path":"/saved/state","mem_backend":{"backend_type":"File","backend_path":"/saved/memory"},"resume_vm":false}
+		`PUT /snapshot/load {"snapshot_path":"/saved/state","mem_backend":{"backend_type":"File","backend_path":"/saved/memory"},"resume_vm":false}
 PATCH /vm {"state":"Resumed"}
 `)
 }
@@ -94,7 +92,10 @@ func TestJailerArguments(t *testing.T) {
 --resource-limit no-file=2048
 --resource-limit fsize=10804527104
 --
---api-sock /api.sock`
+--api-sock /api.sock
+--log-path /log
+--level Warning
+--show-level`
 	compare(t, words(o.arguments()), want)
 	o.spec.Jail.NoSeccomp = true
 	compare(t, words(o.arguments()), want+"\n--no-seccomp")

@@ -9,6 +9,7 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"path/filepath"
 	"regexp"
 	"strconv"
 	"sync"
@@ -118,6 +119,7 @@ type virtualMachine struct {
 
 	connectors sync.WaitGroup
 	theirs     []*net.UnixConn // of the link's ports
+	log        pipe            // Firecracker's own
 	reader     sync.WaitGroup  // of the log
 
 	stopped atomic.Bool   // Stop was called
@@ -144,8 +146,10 @@ func start(ctx context.Context, o *order, requests []request) (*virtualMachine, 
 	if o.spec.Linked != nil {
 		o.spec.Linked(vm.link)
 	}
+	o.add(vm.log.read, jailLog, true)
 	vm.process, err = o.start(theirs, vm.output.File())
 	theirs.Close()
+	vm.log.forget()
 	if err != nil {
 		vm.close()
 		return nil, err
@@ -169,6 +173,9 @@ func newMachine(spec vmm.Spec) (vm *virtualMachine, console *os.File, err error)
 	}
 	if vm.link.Console, console, err = vmm.SocketPair("console"); err == nil {
 		err = vm.makePorts()
+	}
+	if err == nil {
+		err = vm.openLog(spec.Jail.Root)
 	}
 	if err != nil {
 		vm.close()
@@ -207,6 +214,18 @@ func (vm *virtualMachine) makePorts() error {
 	return nil
 }
 
+// openLog reads Firecracker's log from now on.
+func (vm *virtualMachine) openLog(dir string) (err error) {
+	if vm.log, err = newPipe(filepath.Join(dir, "log"), vm.user); err != nil {
+		return err
+	}
+	vm.reader.Go(func() {
+		defer vm.log.read.Close()
+		io.Copy(vm.output.File(), vm.log.read)
+	})
+	return nil
+}
+
 // run has the machine waited for.
 func (vm *virtualMachine) run(running bool) {
 	vm.running.Store(running)
@@ -217,9 +236,11 @@ func (vm *virtualMachine) run(running bool) {
 	}()
 }
 
-// close closes what vm has, and reads out what Firecracker said.
+// close closes what vm has once there is no Firecracker, and reads out what
+// that said.
 func (vm *virtualMachine) close() {
 	close(vm.gone)
+	vm.log.end()
 	vm.api.close()
 	for _, conn := range vm.theirs {
 		conn.Close()
@@ -351,7 +372,7 @@ func (vm *virtualMachine) reach(ctx context.Context) error {
 	for wait := shortestLook; ; wait = min(2*wait, longestLook) {
 		err := vm.look(bounded)
 		if err == nil {
-			return vm.openLog()
+			return nil
 		}
 		select {
 		case <-time.After(wait):
@@ -425,27 +446,4 @@ func (vm *virtualMachine) connect(ctx context.Context, path string) (net.Conn, e
 		return nil, fmt.Errorf("connect to %s in the jail: %w", path, err)
 	}
 	return conn, nil
-}
-
-// openLog reads Firecracker's log from now on.
-func (vm *virtualMachine) openLog() error {
-	log, err := vm.open(jailLog, unix.O_RDONLY|unix.O_NONBLOCK)
-	if err != nil {
-		return err
-	}
-	// So that it does not end before Firecracker has opened it.
-	hold, err := vm.open(jailLog, unix.O_WRONLY|unix.O_NONBLOCK)
-	if err != nil {
-		log.Close()
-		return err
-	}
-	vm.reader.Go(func() {
-		defer log.Close()
-		io.Copy(vm.output.File(), log)
-	})
-	go func() {
-		<-vm.process.Done()
-		hold.Close()
-	}()
-	return nil
 }

@@ -131,7 +131,9 @@ func (o *order) arguments() []string {
 		"--chroot-base-dir", o.spec.Jail.Root,
 		"--resource-limit", fmt.Sprintf("no-file=%d", maxFiles),
 		"--resource-limit", fmt.Sprintf("fsize=%d", o.largest+slack),
-		"--", "--api-sock", jailAPI,
+		// The log is beside what Firecracker prints, which is the guest's
+		// serial console.
+		"--", "--api-sock", jailAPI, "--log-path", jailLog, "--level", "Warning", "--show-level",
 	}
 	if o.spec.Jail.NoSeccomp {
 		args = append(args, "--no-seccomp")
@@ -144,10 +146,7 @@ func (o *order) start(console, output *os.File) (*jail.Process, error) {
 	spec := jail.Spec{
 		Path: o.jailer, Args: o.arguments(), Stdout: console, Stderr: output, Cgroup: o.spec.Jail.Cgroup,
 		Namespaces: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
-		Tree: &jail.Tree{
-			Mount: o.spec.Jail.Root, Files: o.files,
-			Pipes: []string{filepath.Join(o.root(), jailLog)}, User: *o.spec.Jail.User,
-		},
+		Tree:       &jail.Tree{Mount: o.spec.Jail.Root, Files: o.files},
 	}
 	if nic := o.spec.NIC; nic != nil {
 		spec.Namespaces &^= unix.CLONE_NEWNET

@@ -19,6 +19,7 @@ import (
 var serverArguments = map[string]struct{ value, many bool }{
 	"id": {value: true}, "start-time-us": {value: true}, "start-time-cpu-us": {value: true}, "parent-cpu-time-us": {value: true},
 	"api-sock": {value: true}, "no-seccomp": {}, "version": {},
+	"log-path": {value: true}, "level": {value: true}, "show-level": {},
 }
 
 // RequestLog is where, in its jail, the server keeps what it was asked for: a
@@ -70,6 +71,11 @@ func runServer(args []string) error {
 	s := &server{id: values["id"][0], config: machine{}, state: notStarted}
 	if s.log, err = os.OpenFile(RequestLog, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600); err != nil {
 		return err
+	}
+	if path := values["log-path"]; path != nil {
+		if err := s.openLog(path[0]); err != nil {
+			return exitError{err, 1}
+		}
 	}
 	listener, err := net.Listen("unix", values["api-sock"][0])
 	if err != nil {
