@@ -22,7 +22,7 @@ type saved struct {
 
 func (s *server) save(statePath, memoryPath string) error {
 	if s.state != paused {
-		return faultf("Create snapshot error: Cannot save the microVM state: Operation not allowed: save/restore microvm state while not paused")
+		return faultf("Create snapshot error: Cannot save the microVM state: Operation not allowed: save/restore unavailable while running")
 	}
 	// Whoever has a connection loses it, here and in every copy.
 	s.guest.reset()
