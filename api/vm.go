@@ -91,11 +91,14 @@ type NetworkChange struct {
 type Isolation struct {
 	// Boundary is "hardware" or "emulation". QEMU's makers do not call the
 	// latter a security boundary.
-	Boundary   string `json:"boundary"`
-	Seccomp    bool   `json:"seccomp"`
-	Cgroup     bool   `json:"cgroup"`
-	UID        uint32 `json:"uid"`
-	Namespaces bool   `json:"namespaces"`
+	Boundary string `json:"boundary"`
+	Seccomp  bool   `json:"seccomp"`
+	// SeccompFilter is the digest of the user's own filters, "sha256:...".
+	SeccompFilter string `json:"seccompFilter,omitempty"`
+	Cgroup        bool   `json:"cgroup"`
+	UID           uint32 `json:"uid"`
+	Namespaces    bool   `json:"namespaces"`
+	PIDNamespace  bool   `json:"pidNamespace"`
 }
 
 // PIDs are the processes of a running sandbox on the host.

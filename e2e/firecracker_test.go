@@ -2,10 +2,13 @@ package e2e
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
+	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -124,6 +127,7 @@ func TestFirecrackerFindings(t *testing.T) {
 	}{
 		{"picked by itself", pickedByItself},
 		{"ends with its monitor", endsWithItsMonitor},
+		{"walls that are taken away are away", walls},
 		{"7 a policy can be changed and changed back", findingPolicy},
 		{"11 a slot is nobody else's", findingSlot},
 		{"12 a snapshot can be restored without its source", findingSnapshot},
@@ -131,6 +135,42 @@ func TestFirecrackerFindings(t *testing.T) {
 	} {
 		t.Run(f.name, func(t *testing.T) { f.test(h, t) })
 		h.removeAll()
+	}
+}
+
+// walls are what is around a VMM, without each in turn, and with the user's own
+// filter, which a fork has too.
+func walls(h *host, t *testing.T) {
+	filter := filepath.Join(t.TempDir(), "filter")
+	if err := os.WriteFile(filter, []byte(contract.Filter), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	all := api.Isolation{Boundary: "hardware", Seccomp: true, Cgroup: true, Namespaces: true, PIDNamespace: true}
+	for flag, change := range map[string]func(*api.Isolation){
+		"--cold":       func(*api.Isolation) {},
+		"--no-seccomp": func(i *api.Isolation) { i.Seccomp = false },
+		"--no-cgroup":  func(i *api.Isolation) { i.Cgroup = false },
+		"--no-pid-ns":  func(i *api.Isolation) { i.PIDNamespace = false },
+		"--seccomp-filter=" + filter: func(i *api.Isolation) {
+			i.SeccompFilter = fmt.Sprintf("sha256:%x", sha256.Sum256([]byte(contract.Filter)))
+		},
+	} {
+		id := h.must("create", "--quiet", flag)
+		for _, vm := range []string{id, h.must("fork", "--quiet", id)} {
+			got, want := *h.inspect(vm).Isolation, all
+			want.UID = got.UID
+			change(&want)
+			if got != want || got.UID == 0 {
+				t.Errorf("%s: it is %+v, want %+v", flag, got, want)
+			}
+		}
+		h.must("restart", id)
+	}
+	if out, err := h.vmsan("create", "--json", "--driver", "qemu", "--seccomp-filter", filter); err == nil || !strings.Contains(out, string(api.ErrUnsupported)) {
+		t.Errorf("QEMU with a filter: %s, %v", out, err)
+	}
+	if out, err := h.vmsan("create", "--json", "--seccomp-filter", filter, "--no-seccomp"); err == nil || !strings.Contains(out, string(api.ErrValidationFlags)) {
+		t.Errorf("with a filter and without: %s, %v", out, err)
 	}
 }
 

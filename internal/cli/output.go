@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -80,7 +81,10 @@ func show(r *store.Record) api.VM {
 func isolation(r *store.Record) *api.Isolation {
 	i := &api.Isolation{
 		Boundary: "hardware", Seccomp: !r.Spec.NoSeccomp, Cgroup: len(r.Host.Cgroups) > 0,
-		UID: r.Host.UID, Namespaces: r.Host.UID != 0,
+		UID: r.Host.UID, Namespaces: r.Host.UID != 0, PIDNamespace: r.Host.UID != 0 && !r.Spec.NoPIDs,
+	}
+	if len(r.Spec.Filter) > 0 {
+		i.SeccompFilter = fmt.Sprintf("sha256:%x", sha256.Sum256(r.Spec.Filter))
 	}
 	if r.Spec.Accelerator == "tcg" {
 		i.Boundary = "emulation"

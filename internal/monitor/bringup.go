@@ -231,13 +231,21 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group, linked func
 	} else {
 		defer overlay.Close()
 	}
+	filter, err := m.filter()
+	if err != nil {
+		return err
+	}
+	if filter != nil {
+		defer filter.Close()
+	}
 	spec := vmm.Spec{
 		ID: m.id, VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, Accelerator: vmm.Accelerator(s.Accelerator),
 		Kernel:    kernel.VmlinuxPath(m.layout, s.Kernel),
 		Initramfs: kernel.InitramfsPath(m.layout, s.Kernel),
 		Disks:     []vmm.Disk{{Name: "image", File: base, ReadOnly: true}, {Name: "overlay", File: overlay}},
 		Jail: vmm.Jail{
-			User: user(m.record.Host.UID), Root: m.layout.JailRoot(m.id), Cgroup: group, NoSeccomp: s.NoSeccomp,
+			User: user(m.record.Host.UID), Root: m.layout.JailRoot(m.id), Cgroup: group,
+			NoSeccomp: s.NoSeccomp, Filter: filter, NoPIDNamespace: s.NoPIDs,
 		},
 		NIC:    m.nic,
 		Linked: linked,
@@ -263,6 +271,21 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group, linked func
 		return m.vm.Stop(ctx)
 	})
 	return nil
+}
+
+// filter has the sandbox's own system call filters as a file. Nil: it has none.
+func (m *monitor) filter() (*os.File, error) {
+	if len(m.record.Spec.Filter) == 0 {
+		return nil, nil
+	}
+	if features := m.driver.Features(); !features.TakesFilter {
+		return nil, api.Errorf(api.ErrUnsupported, "the driver %s takes no filter of system calls", features.Name)
+	}
+	path := m.layout.Filter(m.id)
+	if err := os.WriteFile(path, m.record.Spec.Filter, 0o444); err != nil {
+		return nil, fmt.Errorf("write filter of system calls: %w", err)
+	}
+	return os.Open(path)
 }
 
 // power starts the machine: it boots, or goes on from where one was saved.

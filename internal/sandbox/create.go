@@ -87,7 +87,8 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 	spec := store.Spec{
 		Env: o.Env, Workdir: o.Workdir, User: o.User,
 		Network: o.Network, Policy: o.Policy, Publications: o.Publications, Resolvers: o.Resolvers, Bandwidth: o.Bandwidth,
-		Pool: ready.Pool, RequireKVM: o.RequireKVM, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup, BootTimeout: o.BootTimeout,
+		Pool: ready.Pool, RequireKVM: o.RequireKVM, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup, NoPIDs: o.NoPIDs,
+		BootTimeout: o.BootTimeout,
 	}
 	if o.Snapshot != "" {
 		return s.planSnapshot(ctx, o, spec)
@@ -113,6 +114,9 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 		spec.Restart = o.Restart
 	}
 	if spec.Driver, spec.Accelerator, err = choose(ready, o); err != nil {
+		return nil, err
+	}
+	if spec.Filter, err = o.readFilter(ctx, spec.Driver); err != nil {
 		return nil, err
 	}
 	spec.Image, spec.Kernel = image.Digest, ready.Kernel

@@ -39,7 +39,9 @@ type CreateOptions struct {
 	Accelerator string // auto, kvm, tcg
 	RequireKVM  bool   // refuse to run without
 	NoSeccomp   bool
+	Filter      string // file of system call filters in the VMM's own format, or its JSON
 	NoCgroup    bool
+	NoPIDs      bool // no process namespace for the VMM
 
 	Network      string // nat, none; default: nat for root, and where anything of a network is asked for
 	Policy       policy.Policy
@@ -111,6 +113,7 @@ func (o *CreateOptions) complete() error {
 		func() error { return o.completeNetwork() },
 		func() error { return CheckBootTimeout(o.BootTimeout) },
 		func() error { return o.checkKVM() },
+		func() error { return o.checkFilter() },
 	} {
 		if err := check(); err != nil {
 			return err

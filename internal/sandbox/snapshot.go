@@ -282,6 +282,9 @@ func (s *Service) planSnapshot(ctx context.Context, o CreateOptions, pool store.
 	spec := pool
 	spec.Image, spec.ImageName, spec.Kernel = m.Image, m.ImageName, m.Host.Kernel
 	spec.Driver, spec.Accelerator = m.Host.Driver, m.Host.Accelerator
+	if spec.Filter, err = o.readFilter(ctx, spec.Driver); err != nil {
+		return nil, err
+	}
 	spec.VCPUs, spec.MemoryMiB, spec.DiskBytes = m.VCPUs, m.MemoryMiB, m.DiskBytes
 	spec.Init, spec.Network = g.Init, g.Network
 	spec.Main, spec.Restart, spec.StopSignal = g.Main, g.Restart, g.StopSignal

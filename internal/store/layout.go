@@ -79,6 +79,9 @@ func runDir(dir string, root bool) string {
 	return filepath.Join("/tmp", fmt.Sprintf("%s-%d", name, os.Geteuid()))
 }
 
+// Filter is a running sandbox's own filter of system calls, if it has one.
+func (l Layout) Filter(id string) string { return filepath.Join(l.SandboxRun(id), "filter") }
+
 // Lock serializes the allocation of ids, names and slots.
 func (l Layout) Lock() string { return filepath.Join(l.Dir, "lock") }
 

@@ -87,9 +87,13 @@ type Spec struct {
 	Publications []policy.Publication `json:"publications,omitempty"`
 	Bandwidth    policy.Bandwidth     `json:"bandwidth,omitzero"`
 
-	RequireKVM  bool          `json:"require_kvm,omitempty"`
-	NoSeccomp   bool          `json:"no_seccomp,omitempty"`
-	NoCgroup    bool          `json:"no_cgroup,omitempty"`
+	RequireKVM bool `json:"require_kvm,omitempty"`
+	NoSeccomp  bool `json:"no_seccomp,omitempty"`
+	NoCgroup   bool `json:"no_cgroup,omitempty"`
+	NoPIDs     bool `json:"no_pid_namespace,omitempty"`
+	// Filter has system call filters in the VMM's own format. None: those
+	// that it comes with.
+	Filter      []byte        `json:"seccomp_filter,omitempty"`
 	BootTimeout time.Duration `json:"boot_timeout_ns"`
 }
 

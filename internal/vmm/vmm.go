@@ -82,6 +82,20 @@ type Jail struct {
 	Cgroup *cgroup.Group
 	// NoSeccomp leaves the VMM's system call filter off.
 	NoSeccomp bool
+	// Filter has system call filters in the VMM's own format, in the place of
+	// those that it comes with, for a driver that TakesFilter. Optional.
+	Filter *os.File
+	// NoPIDNamespace leaves the VMM among the host's processes.
+	NoPIDNamespace bool
+}
+
+// Namespaces are the CLONE_NEW flags of those that a VMM gets.
+func (j Jail) Namespaces() uintptr {
+	const most = unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+	if j.NoPIDNamespace {
+		return most
+	}
+	return most | unix.CLONE_NEWPID
 }
 
 // Features are what a driver can do, as data.
@@ -97,6 +111,8 @@ type Features struct {
 	Seals bool
 	// OpensTap says that the VMM opens its tap itself: it cannot be handed one.
 	OpensTap bool
+	// TakesFilter says that there can be a Jail.Filter.
+	TakesFilter bool
 }
 
 // Driver starts virtual machines. Its methods may be called from any

@@ -13,8 +13,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/vmsan/vmsan/internal/vmm"
 )
 
 // apiTime is how long Firecracker may take to answer, but for what depends on
@@ -122,8 +120,7 @@ func faultMessage(answer []byte) string {
 	if json.Unmarshal(answer, &fault) != nil || fault.Message == "" {
 		fault.Message = string(answer)
 	}
-	line := strings.Join(strings.Fields(fault.Message), " ")
-	return vmm.Printable(line[:min(len(line), maxFault)])
+	return oneLine([]byte(fault.Message))
 }
 
 // isFault tells whether err is an answer, and not the want of one.

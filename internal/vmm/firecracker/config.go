@@ -11,6 +11,7 @@ import (
 const (
 	jailKernel    = "/boot/vmlinux"
 	jailInitramfs = "/boot/initramfs"
+	jailFilter    = "/boot/filter"
 	jailLog       = "/log"
 	jailAPI       = "/api.sock"
 	jailVsock     = "/v.sock"

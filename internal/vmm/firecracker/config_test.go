@@ -99,6 +99,8 @@ func TestJailerArguments(t *testing.T) {
 	compare(t, words(o.arguments()), want)
 	o.spec.Jail.NoSeccomp = true
 	compare(t, words(o.arguments()), want+"\n--no-seccomp")
+	o.spec.Jail.NoSeccomp, o.spec.Jail.Filter = false, os.Stdin
+	compare(t, words(o.arguments()), want+"\n--seccomp-filter /boot/filter")
 	if got := o.root(); got != "firecracker-v1.16.0-x86_64/vm0123456789/root" {
 		t.Errorf("the jail is at %s", got)
 	}

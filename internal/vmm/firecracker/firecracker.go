@@ -23,6 +23,9 @@ import (
 	"github.com/vmsan/vmsan/internal/vmm"
 )
 
+// Name is the driver's.
+const Name = "firecracker"
+
 // program is Firecracker's name in the search path.
 const program = "firecracker"
 
@@ -35,11 +38,12 @@ func (Driver) Program() string { return program }
 // Features says what the driver can do.
 func (Driver) Features() vmm.Features {
 	return vmm.Features{
-		Name:         "firecracker",
+		Name:         Name,
 		Accelerators: []vmm.Accelerator{vmm.KVM},
 		MinMemoryMiB: 64,
 		Snapshots:    true,
 		OpensTap:     true,
+		TakesFilter:  true,
 	}
 }
 

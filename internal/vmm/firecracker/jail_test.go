@@ -121,6 +121,103 @@ func seccompIsOn(t *testing.T, parts testenv.Machine) {
 	}
 }
 
+// allowAll are filters that let each call pass but one which nobody makes.
+const allowAll = `{"vmm": ONE, "api": ONE, "vcpu": ONE}`
+
+const allowOne = `{"default_action": "allow", "filter_action": "trap", "filter": [{"syscall": "swapon"}]}`
+
+// TestOwnFilters has a filter of the user's, and one that is none.
+func TestOwnFilters(t *testing.T) {
+	t.Run("contract", func(t *testing.T) {
+		ownFilters(t, bench(t), []byte(contract.Filter))
+	})
+	t.Run("real", func(t *testing.T) {
+		testenv.RequireFirecracker(t)
+		path := filepath.Join(t.TempDir(), "filter.json")
+		if err := os.WriteFile(path, []byte(strings.ReplaceAll(allowAll, "ONE", allowOne)), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		filter, err := ReadFilter(t.Context(), path)
+		if err != nil {
+			t.Fatal(err)
+		}
+		ownFilters(t, testenv.RequireMachine(t), filter)
+	})
+}
+
+func ownFilters(t *testing.T, parts testenv.Machine, filter []byte) {
+	spec := machineSpec(t, parts)
+	path := filepath.Join(t.TempDir(), "filter")
+	for _, c := range []struct {
+		filter []byte
+		err    string
+	}{{filter, ""}, {[]byte("\xff nonsense"), "ilter"}} {
+		if err := os.WriteFile(path, c.filter, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		spec.Jail.Filter = open(t, path, os.O_RDONLY)
+		vm, err := startWith(t, spec, configuration(spec))
+		switch {
+		case c.err != "":
+			if err == nil || !strings.Contains(err.Error(), c.err) || !strings.Contains(err.Error(), "Firecracker ended") {
+				t.Errorf("with %q got %v", c.filter, err)
+			}
+		case err != nil:
+			t.Fatal(err)
+		case !slices.ContainsFunc(threads(t, vm), func(s string) bool { return strings.Contains(s, "Seccomp:\t2\n") }):
+			// The real one's other threads get theirs at the boot.
+			t.Error("there is no filter")
+		}
+	}
+}
+
+// threads are the states of the VMM's threads.
+func threads(t *testing.T, vm vmm.VM) (states []string) {
+	t.Helper()
+	paths, err := filepath.Glob(fmt.Sprintf("/proc/%d/task/*/status", vm.PID()))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, path := range paths {
+		text, _ := os.ReadFile(path)
+		states = append(states, string(text))
+	}
+	return states
+}
+
+// startWith starts Firecracker and makes requests of it.
+func startWith(t *testing.T, spec vmm.Spec, requests []request) (*virtualMachine, error) {
+	t.Helper()
+	o, closeFiles := testOrder(t, spec)
+	defer closeFiles()
+	vm, err := start(t.Context(), o, requests)
+	if err == nil {
+		vm.run(true)
+		t.Cleanup(func() { vm.Stop(context.Background()) })
+	}
+	return vm, err
+}
+
+// TestNoPIDNamespace has Firecracker among the host's processes, and nowhere
+// else.
+func TestNoPIDNamespace(t *testing.T) { onEach(t, noPIDNamespace) }
+
+func noPIDNamespace(t *testing.T, parts testenv.Machine) {
+	spec := machineSpec(t, parts)
+	spec.Jail.NoPIDNamespace = true
+	vm, err := startWith(t, spec, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"mnt", "pid", "net", "ipc", "uts"} {
+		theirs, err1 := os.Readlink(fmt.Sprintf("/proc/%d/ns/%s", vm.PID(), name))
+		ours, err2 := os.Readlink("/proc/self/ns/" + name)
+		if err1 != nil || err2 != nil || (theirs == ours) != (name == "pid") {
+			t.Errorf("the %s namespace is %s, ours %s", name, theirs, ours)
+		}
+	}
+}
+
 // TestFinding6NotRootAndNoSharedFile looks at users, rights, namespaces, limits
 // and links, and that what many sandboxes have is as it was. (The contract's
 // Firecracker refuses a kernel, image or saved memory that it could write.)

@@ -72,6 +72,10 @@ func newOrder(spec vmm.Spec) (*order, error) {
 			return nil, fmt.Errorf("hand over disk %s: %w", d.Name, err)
 		}
 	}
+	if filter := spec.Jail.Filter; filter != nil {
+		o.add(filter, jailFilter, false)
+		return o, readable(filter)
+	}
 	return o, nil
 }
 
@@ -135,8 +139,11 @@ func (o *order) arguments() []string {
 		// serial console.
 		"--", "--api-sock", jailAPI, "--log-path", jailLog, "--level", "Warning", "--show-level",
 	}
-	if o.spec.Jail.NoSeccomp {
+	switch {
+	case o.spec.Jail.NoSeccomp:
 		args = append(args, "--no-seccomp")
+	case o.spec.Jail.Filter != nil:
+		args = append(args, "--seccomp-filter", jailFilter)
 	}
 	return args
 }
@@ -145,7 +152,7 @@ func (o *order) arguments() []string {
 func (o *order) start(console, output *os.File) (*jail.Process, error) {
 	spec := jail.Spec{
 		Path: o.jailer, Args: o.arguments(), Stdout: console, Stderr: output, Cgroup: o.spec.Jail.Cgroup,
-		Namespaces: unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+		Namespaces: o.spec.Jail.Namespaces(),
 		Tree:       &jail.Tree{Mount: o.spec.Jail.Root, Files: o.files},
 	}
 	if nic := o.spec.NIC; nic != nil {

@@ -38,19 +38,6 @@ func realSpec(t *testing.T) vmm.Spec {
 	return spec
 }
 
-// startReal starts Firecracker and makes requests of it.
-func startReal(t *testing.T, spec vmm.Spec, requests []request) (*virtualMachine, error) {
-	t.Helper()
-	o, closeFiles := testOrder(t, spec)
-	defer closeFiles()
-	vm, err := start(t.Context(), o, requests)
-	if err == nil {
-		vm.run(true)
-		t.Cleanup(func() { vm.Stop(context.Background()) })
-	}
-	return vm, err
-}
-
 // get asks the API for something.
 func (vm *virtualMachine) get(t *testing.T, path string) (answer map[string]any) {
 	t.Helper()
@@ -74,7 +61,7 @@ func (vm *virtualMachine) get(t *testing.T, path string) (answer map[string]any)
 func TestRealConfiguration(t *testing.T) {
 	spec := realSpec(t)
 	requests := configuration(spec)
-	vm, err := startReal(t, spec, requests)
+	vm, err := startWith(t, spec, requests)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -134,7 +121,7 @@ func part(config map[string]any, path string, spoken map[string]any) map[string]
 // TestRealRestore saves a machine and restores it, whatever its guest does.
 func TestRealRestore(t *testing.T) {
 	spec := realSpec(t)
-	vm, err := startReal(t, spec, append(configuration(spec), instanceStart()))
+	vm, err := startWith(t, spec, append(configuration(spec), instanceStart()))
 	var fault *FaultError
 	if errors.As(err, &fault) && fault.Path == "/actions" && strings.Contains(strings.ToLower(fault.Message), "kvm") {
 		t.Logf("no KVM, and so no machine: %v", err)
@@ -174,7 +161,7 @@ func TestRealRestore(t *testing.T) {
 // TestRealConsole is the guest's: Firecracker's own log is not in it.
 func TestRealConsole(t *testing.T) {
 	spec := realSpec(t)
-	vm, err := startReal(t, spec, configuration(spec))
+	vm, err := startWith(t, spec, configuration(spec))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -18,7 +18,7 @@ import (
 
 var serverArguments = map[string]struct{ value, many bool }{
 	"id": {value: true}, "start-time-us": {value: true}, "start-time-cpu-us": {value: true}, "parent-cpu-time-us": {value: true},
-	"api-sock": {value: true}, "no-seccomp": {}, "version": {},
+	"api-sock": {value: true}, "no-seccomp": {}, "seccomp-filter": {value: true}, "version": {},
 	"log-path": {value: true}, "level": {value: true}, "show-level": {},
 }
 
@@ -63,10 +63,8 @@ func runServer(args []string) error {
 	if os.Getuid() == 0 {
 		return errors.New("the VMM runs as root")
 	}
-	if values["no-seccomp"] == nil {
-		if err := filter(); err != nil {
-			return err
-		}
+	if err := filter(values); err != nil {
+		return err
 	}
 	s := &server{id: values["id"][0], config: machine{}, state: notStarted}
 	if s.log, err = os.OpenFile(RequestLog, os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600); err != nil {
@@ -84,12 +82,38 @@ func runServer(args []string) error {
 	return http.Serve(listener, s)
 }
 
-// filter puts a filter of system calls over the process. It lets all of them
-// pass: that there is one can be seen in /proc.
-func filter() error {
+// filter puts a filter of system calls over the process, unless it is not to.
+// It lets all of them pass: that there is one can be seen in /proc.
+func filter(values map[string][]string) error {
+	path := values["seccomp-filter"]
+	switch {
+	case values["no-seccomp"] != nil && path != nil:
+		return exitError{faultf("Arguments parsing error: Argument 'no-seccomp' cannot be used together with argument 'seccomp-filter'."), 153}
+	case values["no-seccomp"] != nil:
+		return nil
+	case path != nil:
+		if err := checkFilter(path[0]); err != nil {
+			return exitError{faultf("Seccomp error: %w", err), 1}
+		}
+	}
 	allow := []unix.SockFilter{{Code: unix.BPF_RET | unix.BPF_K, K: unix.SECCOMP_RET_ALLOW}}
 	return setFilter(allow)
 }
+
+// checkFilter tells what the contract's filters are by how they begin.
+func checkFilter(path string) error {
+	text, err := os.ReadFile(path)
+	if err == nil {
+		err = cannotWrite(path)
+	}
+	if err == nil && !strings.HasPrefix(string(text), Filter) {
+		err = faultf("Filter deserialization failed: Bitcode deserialization failed")
+	}
+	return err
+}
+
+// Filter is what files of filters begin with that the server takes.
+const Filter = "contract filter"
 
 const maxBody = 51200 // Firecracker's own default
 
