@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // Status is what a sandbox is doing.
 type Status string
@@ -66,6 +69,8 @@ type VM struct {
 	PIDs *PIDs `json:"pids,omitempty"`
 	// Trace is how long the stages of the last start took.
 	Trace []Stage `json:"trace,omitempty"`
+	// Metrics are what its VMM counts, in that one's own form, if asked for.
+	Metrics json.RawMessage `json:"metrics,omitempty"`
 	// Warnings are what a user should know about how it runs.
 	Warnings []string `json:"warnings,omitempty"`
 }

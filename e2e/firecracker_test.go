@@ -70,6 +70,9 @@ func pickedByItself(h *host, t *testing.T) {
 	}
 	h.must("pause", id)
 	h.must("resume", id)
+	if out := h.must("inspect", "--metrics", id); !strings.Contains(out, `"utc_timestamp_ms"`) {
+		t.Errorf("there are no metrics in %.300s", out)
+	}
 	h.must("snapshot", "create", "--name", "first", id)
 	copied := h.must("create", "--quiet", "--snapshot", "first")
 	if vm := h.inspect(copied); vm.Driver != "firecracker" {

@@ -5,6 +5,7 @@ package vmm
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -195,6 +196,12 @@ type VM interface {
 	// before ctx ends, and else by killing it. It returns after Done and is
 	// no error if the VM had ended.
 	Stop(ctx context.Context) error
+}
+
+// Metered is a VM that counts what it does.
+type Metered interface {
+	// Metrics returns its counters, as JSON in the VMM's own form.
+	Metrics(ctx context.Context) (json.RawMessage, error)
 }
 
 // Exit says how a VMM ended.

@@ -74,6 +74,11 @@ type SaveAnswer struct {
 	DiskMethod string        `json:"disk_method,omitempty"`
 }
 
+// MetricsAnswer is what the VMM counts, in its own form.
+type MetricsAnswer struct {
+	Metrics json.RawMessage `json:"metrics"`
+}
+
 // Monitor is what a monitor does on request. Its methods are called from any
 // goroutine.
 type Monitor interface {
@@ -93,6 +98,8 @@ type Monitor interface {
 	// Leave is Stop for a machine that has stood since it was saved: the
 	// sandbox stays paused, and goes on from these files.
 	Leave(ctx context.Context, memory, state string) error
+	// Metrics returns what the VMM counts.
+	Metrics(ctx context.Context) (json.RawMessage, error)
 	// Hold ends an ephemeral sandbox when ctx ends.
 	Hold(ctx context.Context) error
 }
@@ -115,6 +122,10 @@ func Handler(m Monitor, log *slog.Logger) http.Handler {
 	handle(mux, log, "POST /save", m.Save)
 	handle(mux, log, "POST /leave", func(ctx context.Context, r LeaveRequest) (none, error) {
 		return none{}, m.Leave(ctx, r.Memory, r.State)
+	})
+	handle(mux, log, "POST /metrics", func(ctx context.Context, _ none) (MetricsAnswer, error) {
+		text, err := m.Metrics(ctx)
+		return MetricsAnswer{text}, err
 	})
 	handle(mux, log, "POST /hold", func(ctx context.Context, _ none) (none, error) { return none{}, m.Hold(ctx) })
 	return mux
@@ -194,6 +205,13 @@ func (c *Client) Save(ctx context.Context, to SaveRequest) (answer SaveAnswer, e
 // Leave ends a machine that was saved and goes on later; see Monitor.
 func (c *Client) Leave(ctx context.Context, memory, state string) error {
 	return c.post(ctx, "/leave", LeaveRequest{Memory: memory, State: state}, &none{})
+}
+
+// Metrics returns what the VMM counts; see Monitor.
+func (c *Client) Metrics(ctx context.Context) (json.RawMessage, error) {
+	var answer MetricsAnswer
+	err := c.post(ctx, "/metrics", none{}, &answer)
+	return answer.Metrics, err
 }
 
 // Hold keeps an ephemeral sandbox alive until ctx ends or the caller dies.

@@ -13,6 +13,7 @@ const (
 	jailInitramfs = "/boot/initramfs"
 	jailFilter    = "/boot/filter"
 	jailLog       = "/log"
+	jailMetrics   = "/metrics"
 	jailAPI       = "/api.sock"
 	jailVsock     = "/v.sock"
 	jailMemory    = "/saved/memory"
@@ -110,6 +111,8 @@ func configuration(spec vmm.Spec) []request {
 }
 
 func instanceStart() request { return request{"PUT", "/actions", action{"InstanceStart"}} }
+
+func flushMetrics() request { return request{"PUT", "/actions", action{"FlushMetrics"}} }
 
 // loading lists what makes a machine out of one that was saved. All paths and
 // names in it are the same in every jail.

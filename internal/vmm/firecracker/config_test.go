@@ -95,7 +95,8 @@ func TestJailerArguments(t *testing.T) {
 --api-sock /api.sock
 --log-path /log
 --level Warning
---show-level`
+--show-level
+--metrics-path /metrics`
 	compare(t, words(o.arguments()), want)
 	o.spec.Jail.NoSeccomp = true
 	compare(t, words(o.arguments()), want+"\n--no-seccomp")

@@ -124,7 +124,8 @@ type virtualMachine struct {
 	connectors sync.WaitGroup
 	theirs     []*net.UnixConn // of the link's ports
 	log        pipe            // Firecracker's own
-	reader     sync.WaitGroup  // of the log
+	metrics    *metrics        // what it counts
+	reader     sync.WaitGroup  // of both
 
 	stopped atomic.Bool   // Stop was called
 	gone    chan struct{} // closed when the process has ended
@@ -151,9 +152,11 @@ func start(ctx context.Context, o *order, requests []request) (*virtualMachine, 
 		o.spec.Linked(vm.link)
 	}
 	o.add(vm.log.read, jailLog, true)
+	o.add(vm.metrics.pipe.read, jailMetrics, true)
 	vm.process, err = o.start(theirs, vm.output.File())
 	theirs.Close()
 	vm.log.forget()
+	vm.metrics.pipe.forget()
 	if err != nil {
 		vm.close()
 		return nil, err
@@ -170,7 +173,7 @@ func start(ctx context.Context, o *order, requests []request) (*virtualMachine, 
 
 // newMachine returns the machine and Firecracker's end of its console.
 func newMachine(spec vmm.Spec) (vm *virtualMachine, console *os.File, err error) {
-	vm = &virtualMachine{gone: make(chan struct{}), done: make(chan struct{}), user: *spec.Jail.User, connections: map[uint32]*os.File{}}
+	vm = &virtualMachine{gone: make(chan struct{}), done: make(chan struct{}), user: *spec.Jail.User, metrics: newMetrics(), connections: map[uint32]*os.File{}}
 	vm.api = newClient(func(ctx context.Context) (net.Conn, error) { return vm.connect(ctx, jailAPI) })
 	if vm.output, err = vmm.NewOutput(spec.Log); err != nil {
 		return nil, nil, err
@@ -180,6 +183,9 @@ func newMachine(spec vmm.Spec) (vm *virtualMachine, console *os.File, err error)
 	}
 	if err == nil {
 		err = vm.openLog(spec.Jail.Root)
+	}
+	if err == nil {
+		err = vm.openMetrics(spec.Jail.Root)
 	}
 	if err != nil {
 		vm.close()
@@ -245,6 +251,7 @@ func (vm *virtualMachine) run(running bool) {
 func (vm *virtualMachine) close() {
 	close(vm.gone)
 	vm.log.end()
+	vm.metrics.pipe.end()
 	vm.api.close()
 	for _, conn := range vm.theirs {
 		conn.Close()

@@ -299,7 +299,7 @@ func checkJail(t *testing.T, vm *virtualMachine) {
 	t.Helper()
 	want := []string{
 		"api.sock", "boot", "boot/initramfs", "boot/vmlinux", "dev", "dev/kvm", "dev/net", "dev/net/tun", "dev/urandom",
-		"disks", "disks/image", "disks/overlay", "firecracker", "firecracker.pid", "log", "run", "v.sock",
+		"disks", "disks/image", "disks/overlay", "firecracker", "firecracker.pid", "log", "metrics", "run", "v.sock",
 	}
 	root := fmt.Sprintf("/proc/%d/root/", vm.PID())
 	var got []string

@@ -138,6 +138,7 @@ func (o *order) arguments() []string {
 		// The log is beside what Firecracker prints, which is the guest's
 		// serial console.
 		"--", "--api-sock", jailAPI, "--log-path", jailLog, "--level", "Warning", "--show-level",
+		"--metrics-path", jailMetrics,
 	}
 	switch {
 	case o.spec.Jail.NoSeccomp:

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -19,7 +20,7 @@ import (
 var serverArguments = map[string]struct{ value, many bool }{
 	"id": {value: true}, "start-time-us": {value: true}, "start-time-cpu-us": {value: true}, "parent-cpu-time-us": {value: true},
 	"api-sock": {value: true}, "no-seccomp": {}, "seccomp-filter": {value: true}, "version": {},
-	"log-path": {value: true}, "level": {value: true}, "show-level": {},
+	"metrics-path": {value: true}, "log-path": {value: true}, "level": {value: true}, "show-level": {},
 }
 
 // RequestLog is where, in its jail, the server keeps what it was asked for: a
@@ -28,8 +29,9 @@ const RequestLog = "/requests"
 
 // server is a Firecracker.
 type server struct {
-	id  string
-	log *os.File
+	id      string
+	log     *os.File
+	metrics *os.File // nil: nobody wants them
 
 	mu      sync.Mutex // held by the request that is carried out
 	config  machine
@@ -72,6 +74,11 @@ func runServer(args []string) error {
 	}
 	if path := values["log-path"]; path != nil {
 		if err := s.openLog(path[0]); err != nil {
+			return exitError{err, 1}
+		}
+	}
+	if path := values["metrics-path"]; path != nil {
+		if s.metrics, err = os.OpenFile(path[0], os.O_RDWR|unix.O_NONBLOCK, 0); err != nil {
 			return exitError{err, 1}
 		}
 	}
@@ -283,6 +290,8 @@ func (s *server) act(what string) error {
 	switch {
 	case what != "InstanceStart" && s.state == notStarted:
 		return faultf(faultPreBoot)
+	case what == "FlushMetrics":
+		return s.flushMetrics()
 	case what != "InstanceStart":
 		return nil
 	case s.state != notStarted:
@@ -298,6 +307,16 @@ func (s *server) act(what string) error {
 	}
 	s.state = running
 	return s.guest.resume()
+}
+
+// flushMetrics writes a line that is as long as the real one's.
+func (s *server) flushMetrics() error {
+	if s.metrics == nil {
+		return nil
+	}
+	_, err := fmt.Fprintf(s.metrics, `{"utc_timestamp_ms":%d,"put_api_requests":{"instance_start_count":1},"padding":%q}`+"\n",
+		time.Now().UnixMilli(), strings.Repeat("x", 20_000))
+	return err
 }
 
 // kvm looks whether the device is the jail's. That it works is not to be had.
