@@ -312,7 +312,7 @@ func (m *monitor) power(ctx context.Context, spec vmm.Spec) (err error) {
 func startError(err error) error {
 	if errors.Is(err, exec.ErrNotFound) {
 		return api.Errorf(api.ErrSetupMissingBinary, "start VMM: %w", err).
-			WithHint("vmsan setup, after installing what is missing: apt-get install qemu-system-x86, or Firecracker and its jailer")
+			WithHint("vmsan setup, after installing what is missing: apt-get install qemu-system-x86, or vmsan setup --firecracker")
 	}
 	return api.Errorf(api.ErrVMBoot, "start VMM: %w", err)
 }

@@ -119,6 +119,7 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 	if spec.Filter, err = o.readFilter(ctx, spec.Driver); err != nil {
 		return nil, err
 	}
+	spec.Release = s.release(spec.Driver)
 	spec.Image, spec.Kernel = image.Digest, ready.Kernel
 	spec.VCPUs, spec.MemoryMiB, spec.DiskBytes = o.VCPUs, o.MemoryMiB, o.DiskBytes
 	if o.Init {
@@ -166,7 +167,7 @@ func noFirecracker(ready setup.Record) error {
 			WithHint("sudo vmsan, or --driver qemu")
 	case v == nil:
 		return api.Errorf(api.ErrSetupMissingBinary, "Firecracker was not there when this host was set up").WithFlag("--driver").
-			WithHint("vmsan setup, with firecracker and jailer in the search path")
+			WithHint("vmsan setup --firecracker, or vmsan setup with firecracker and jailer in the search path")
 	default:
 		return api.Errorf(api.ErrSetupKVMUnavailable, "Firecracker does not work on this host: %s", v.Reason).WithFlag("--driver").
 			WithHint("vmsan setup, once it does; or --driver qemu")

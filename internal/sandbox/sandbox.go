@@ -37,14 +37,14 @@ func Open(layout store.Layout, log *slog.Logger) (*Service, error) {
 }
 
 // Driver returns the driver with that name.
-func Driver(name string) (vmm.Driver, error) {
-	switch name {
+func Driver(layout store.Layout, spec store.Spec) (vmm.Driver, error) {
+	switch spec.Driver {
 	case "qemu":
 		return qemu.Driver{}, nil
-	case "firecracker":
-		return firecracker.Driver{}, nil
+	case firecracker.Name:
+		return firecracker.Driver{Dir: releases(layout).Path(spec.Release)}, nil
 	}
-	return nil, api.Errorf(api.ErrUnsupported, "there is no driver %q", name)
+	return nil, api.Errorf(api.ErrUnsupported, "there is no driver %q", spec.Driver)
 }
 
 // images is the store of images.

@@ -206,7 +206,7 @@ func (s *Service) usable(ctx context.Context, ref string) (m snapshot.Manifest, 
 	if g, err = optionsOf(m); err != nil {
 		return m, g, api.Errorf(api.ErrSnapshotCorrupt, "snapshot %s: read its options: %w", m.ID, err)
 	}
-	here, err := s.here(ctx, store.Spec{Driver: m.Host.Driver, Accelerator: m.Host.Accelerator, Kernel: m.Host.Kernel})
+	here, err := s.here(ctx, s.specOf(m.Host))
 	if err != nil {
 		return m, g, err
 	}
@@ -281,7 +281,7 @@ func (s *Service) planSnapshot(ctx context.Context, o CreateOptions, pool store.
 	}
 	spec := pool
 	spec.Image, spec.ImageName, spec.Kernel = m.Image, m.ImageName, m.Host.Kernel
-	spec.Driver, spec.Accelerator = m.Host.Driver, m.Host.Accelerator
+	spec.Driver, spec.Accelerator, spec.Release = m.Host.Driver, m.Host.Accelerator, s.releaseOf(m.Host)
 	if spec.Filter, err = o.readFilter(ctx, spec.Driver); err != nil {
 		return nil, err
 	}
@@ -340,6 +340,7 @@ func (s *Service) Restore(ctx context.Context, ref, snap string) (*store.Record,
 	r.Saved = savedIn(s.snapshots(), m.ID)
 	r.Spec.Image, r.Spec.ImageName, r.Spec.Kernel = m.Image, m.ImageName, m.Host.Kernel
 	r.Spec.Driver, r.Spec.Accelerator, r.Spec.Init = m.Host.Driver, m.Host.Accelerator, g.Init
+	r.Spec.Release = s.releaseOf(m.Host)
 	r.Spec.VCPUs, r.Spec.MemoryMiB, r.Spec.DiskBytes = m.VCPUs, m.MemoryMiB, m.DiskBytes
 	if err := s.replaceOverlay(r); err != nil {
 		return nil, fmt.Errorf("restore %s: %w", r.ID, err)

@@ -45,8 +45,13 @@ type Options struct {
 	Pool netip.Prefix
 	// CheckPool tells whether this host can use a pool. Default: it can.
 	CheckPool func(netip.Prefix) error
-	// Firecracker tries a second VMM, with KVM. Optional: it is not installed.
-	Firecracker *Second
+	// Release has a release of Firecracker in place: the one there is, whose
+	// name it gets, if that is what was asked for and whole. It returns its
+	// name, or "" for the programs in the search path. Optional.
+	Release func(ctx context.Context, current string, event func(State, string)) (name string, err error)
+	// Firecracker tries a second VMM, with KVM. It returns nil where there is
+	// none. Optional.
+	Firecracker func(release string) *Second
 	// Progress gets events in the order in which things happen, from one
 	// goroutine at a time but not always the caller's. Optional.
 	Progress func(Event)
@@ -79,8 +84,10 @@ const (
 	StepClean  Step = "clean"
 	StepKernel Step = "kernel"
 	StepImage  Step = "image"
-	StepProbe  Step = "probe"
-	StepPool   Step = "network"
+	// StepFirecracker is left out where nobody asked for a release.
+	StepFirecracker Step = "firecracker"
+	StepProbe       Step = "probe"
+	StepPool        Step = "network"
 )
 
 // State is how far a step is.
@@ -124,6 +131,9 @@ func Run(ctx context.Context, o Options) (Record, error) {
 	}
 	if err := o.image(ctx, &r); err != nil {
 		return r, o.failed(StepImage, err)
+	}
+	if err := o.release(ctx, &r); err != nil {
+		return r, o.failed(StepFirecracker, err)
 	}
 	if err := o.probe(ctx, &r, k); err != nil {
 		return r, o.failed(StepProbe, err)
@@ -399,18 +409,34 @@ func (o *Options) probe(ctx context.Context, r *Record, k kernel.Kernel) error {
 	return nil
 }
 
+// release has Firecracker in place.
+func (o *Options) release(ctx context.Context, r *Record) (err error) {
+	if o.Release == nil {
+		return nil
+	}
+	event := func(state State, detail string) { o.event(StepFirecracker, state, "%s", detail) }
+	if r.FirecrackerRelease, err = o.Release(ctx, r.FirecrackerRelease, event); err != nil {
+		return err
+	}
+	return r.save(o.Layout)
+}
+
 // trySecond tries Firecracker, if it is there.
 func (o *Options) trySecond(ctx context.Context, r *Record, basis Basis, k kernel.Kernel) error {
-	if o.Firecracker == nil {
+	var second *Second
+	if o.Firecracker != nil {
+		second = o.Firecracker(r.FirecrackerRelease)
+	}
+	if second == nil {
 		r.Firecracker = nil
 		return nil
 	}
-	basis.VMM = o.Firecracker.VMM
+	basis.VMM = second.VMM
 	if v := r.Firecracker; v != nil && v.Works && v.Basis == basis {
 		o.event(StepProbe, Kept, "%s works", basis.VMM)
 		return nil
 	}
-	v, err := o.boot(ctx, basis.VMM, basis, func() error { return o.Firecracker.Probe(ctx, k) })
+	v, err := o.boot(ctx, basis.VMM, basis, func() error { return second.Probe(ctx, k) })
 	if err != nil {
 		return err
 	}

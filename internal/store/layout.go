@@ -96,6 +96,9 @@ func (l Layout) Reclaimed(id string) Saved {
 	return Saved{Memory: filepath.Join(l.Sandbox(id), "memory"), State: filepath.Join(l.Sandbox(id), "state")}
 }
 
+// Releases holds one directory per release of Firecracker.
+func (l Layout) Releases() string { return filepath.Join(l.Dir, "firecracker") }
+
 // Tmp holds files being made, on the file system they will be renamed within.
 func (l Layout) Tmp() string { return filepath.Join(l.Dir, "tmp") }
 

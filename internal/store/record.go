@@ -59,10 +59,13 @@ type Record struct {
 
 // Spec is what the user asked for, with every default filled in.
 type Spec struct {
-	Image       string            `json:"image"` // digest
-	ImageName   string            `json:"image_name"`
-	Kernel      string            `json:"kernel"` // digest
-	Driver      string            `json:"driver"`
+	Image     string `json:"image"` // digest
+	ImageName string `json:"image_name"`
+	Kernel    string `json:"kernel"` // digest
+	Driver    string `json:"driver"`
+	// Release is that of Firecracker which runs, or last did, or with whose
+	// memory the sandbox goes on. Empty: it is in the search path.
+	Release     string            `json:"release,omitempty"`
 	Accelerator string            `json:"accelerator"`
 	VCPUs       int               `json:"vcpus"`
 	MemoryMiB   int               `json:"memory_mib"`

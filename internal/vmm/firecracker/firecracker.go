@@ -8,10 +8,7 @@ import (
 	"io"
 	"net"
 	"os"
-	"os/exec"
 	"path/filepath"
-	"regexp"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -26,14 +23,14 @@ import (
 // Name is the driver's.
 const Name = "firecracker"
 
-// program is Firecracker's name in the search path.
-const program = "firecracker"
+// Driver starts Firecracker. Its zero value starts the one in the search path.
+type Driver struct {
+	// Dir is the directory with the programs. Optional.
+	Dir string
+}
 
-// Driver starts Firecracker. Its zero value is ready.
-type Driver struct{}
-
-// Program is the name of Firecracker's program.
-func (Driver) Program() string { return program }
+// Program is Firecracker's program.
+func (d Driver) Program() string { return d.path(program) }
 
 // Features says what the driver can do.
 func (Driver) Features() vmm.Features {
@@ -45,29 +42,6 @@ func (Driver) Features() vmm.Features {
 		OpensTap:     true,
 		TakesFilter:  true,
 	}
-}
-
-var versionLine = regexp.MustCompile(`Firecracker v(([0-9]{1,4})\.([0-9]{1,4})\.[0-9A-Za-z.+~-]+)`)
-
-// The oldest version that can be used.
-const oldestMajor, oldestMinor = 1, 12
-
-// Version runs Firecracker to ask for its version, like "1.12.0".
-func (Driver) Version(ctx context.Context) (string, error) {
-	out, err := exec.CommandContext(ctx, program, "--version").Output()
-	if err != nil {
-		return "", fmt.Errorf("ask %s for its version: %w", program, err)
-	}
-	found := versionLine.FindSubmatch(out)
-	if found == nil {
-		return "", fmt.Errorf("ask %s for its version: it says %.80q", program, out)
-	}
-	major, _ := strconv.Atoi(string(found[2]))
-	minor, _ := strconv.Atoi(string(found[3]))
-	if major < oldestMajor || major == oldestMajor && minor < oldestMinor {
-		return "", fmt.Errorf("version %s of Firecracker is too old: %d.%d is the oldest that can be used", found[1], oldestMajor, oldestMinor)
-	}
-	return string(found[1]), nil
 }
 
 // CPU says what the CPUs of a guest on this host are. A guest that is restored
@@ -86,8 +60,8 @@ func (Driver) Seal(context.Context, vmm.Spec, vmm.Saved, vmm.Saved) error {
 }
 
 // Start starts Firecracker and returns when the guest's CPUs run.
-func (Driver) Start(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
-	o, err := newOrder(spec)
+func (d Driver) Start(ctx context.Context, spec vmm.Spec) (vmm.VM, error) {
+	o, err := d.newOrder(spec)
 	if err != nil {
 		return nil, err
 	}

@@ -389,7 +389,7 @@ func TestDiesAtEachStep(t *testing.T) {
 // testOrder is what Start makes of a spec.
 func testOrder(t *testing.T, spec vmm.Spec) (*order, func()) {
 	t.Helper()
-	o, err := newOrder(spec)
+	o, err := Driver{}.newOrder(spec)
 	if err != nil {
 		t.Fatal(err)
 	}

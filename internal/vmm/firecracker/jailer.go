@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"regexp"
 	"strconv"
@@ -14,29 +13,6 @@ import (
 	"github.com/vmsan/vmsan/internal/jail"
 	"github.com/vmsan/vmsan/internal/vmm"
 )
-
-// programs are the paths of Firecracker and its jailer, without links: the
-// jailer names directories after what it finds.
-type programs struct{ firecracker, jailer string }
-
-func findPrograms() (p programs, err error) {
-	if p.firecracker, err = findProgram(program); err != nil {
-		return p, err
-	}
-	p.jailer, err = findProgram("jailer")
-	return p, err
-}
-
-func findProgram(name string) (string, error) {
-	path, err := exec.LookPath(name)
-	if err == nil {
-		path, err = filepath.EvalSymlinks(path)
-	}
-	if err != nil {
-		return "", fmt.Errorf("find %s: %w", name, err)
-	}
-	return path, nil
-}
 
 // validID is what the jailer takes for a name.
 var validID = regexp.MustCompile(`^[a-zA-Z0-9-]{1,64}$`)
@@ -51,7 +27,7 @@ type order struct {
 
 // newOrder opens nothing: what files there are besides the disks the caller
 // adds.
-func newOrder(spec vmm.Spec) (*order, error) {
+func (d Driver) newOrder(spec vmm.Spec) (*order, error) {
 	switch {
 	case spec.Jail.User == nil:
 		return nil, errors.New("run Firecracker's jailer: it needs root")
@@ -62,7 +38,7 @@ func newOrder(spec vmm.Spec) (*order, error) {
 	case !validID.MatchString(spec.ID):
 		return nil, fmt.Errorf("the jailer takes no id like %.80q", spec.ID)
 	}
-	found, err := findPrograms()
+	found, err := d.find()
 	if err != nil {
 		return nil, err
 	}

@@ -124,16 +124,16 @@ func clone(to, from *os.File) error {
 
 // Restore starts a machine on from's memory, which Firecracker maps for
 // itself alone.
-func (Driver) Restore(ctx context.Context, spec vmm.Spec, from vmm.Saved) (vmm.VM, error) {
-	vm, err := restore(ctx, spec, from)
+func (d Driver) Restore(ctx context.Context, spec vmm.Spec, from vmm.Saved) (vmm.VM, error) {
+	vm, err := d.restore(ctx, spec, from)
 	if err != nil {
 		return nil, fmt.Errorf("restore machine: %w", err)
 	}
 	return vm, nil
 }
 
-func restore(ctx context.Context, spec vmm.Spec, from vmm.Saved) (*virtualMachine, error) {
-	o, err := newOrder(spec)
+func (d Driver) restore(ctx context.Context, spec vmm.Spec, from vmm.Saved) (*virtualMachine, error) {
+	o, err := d.newOrder(spec)
 	if err != nil {
 		return nil, err
 	}

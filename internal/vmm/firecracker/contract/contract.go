@@ -17,8 +17,8 @@ import (
 	"testing"
 )
 
-// Version is what both programs say.
-const Version = "1.16.0"
+// Version is what both programs say, unless they were built to say another.
+var Version = "1.16.0"
 
 // guestVar makes the program the guest.
 const guestVar = "VMSAN_CONTRACT_GUEST"
@@ -54,16 +54,34 @@ type exitError struct {
 // Install puts a directory with both programs in front of the search path.
 func Install(t testing.TB) {
 	t.Helper()
-	dir, err := build()
+	t.Setenv("PATH", Programs(t, Version)+":"+os.Getenv("PATH"))
+}
+
+// Programs returns a directory with both programs, which say a version.
+func Programs(t testing.TB, version string) string {
+	t.Helper()
+	building.Lock()
+	defer building.Unlock()
+	dir, err := built[version], error(nil)
+	if dir == "" {
+		dir, err = build(version)
+	}
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
+	built[version] = dir
+	return dir
 }
 
-// build is done once in a process, in its directory for temporary files, which
+// A version is built once in a process.
+var (
+	building sync.Mutex
+	built    = map[string]string{}
+)
+
+// build builds in the process's directory for temporary files, which
 // testenv.Main removes.
-var build = sync.OnceValues(func() (dir string, err error) {
+func build(version string) (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "contract-"); err != nil {
 		return "", err
 	}
@@ -71,11 +89,11 @@ var build = sync.OnceValues(func() (dir string, err error) {
 		return "", err
 	}
 	firecracker := filepath.Join(dir, "firecracker")
-	command := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w", "-o", firecracker,
-		"github.com/vmsan/vmsan/internal/vmm/firecracker/contract/vmsan-contract")
+	const path = "github.com/vmsan/vmsan/internal/vmm/firecracker/contract"
+	command := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X "+path+".Version="+version, "-o", firecracker, path+"/vmsan-contract")
 	command.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := command.CombinedOutput(); err != nil {
 		return "", fmt.Errorf("build contract server: %w: %s", err, out)
 	}
 	return dir, os.Link(firecracker, filepath.Join(dir, "jailer"))
-})
+}
