@@ -366,6 +366,30 @@ func TestLongPaths(t *testing.T) {
 	host.Close()
 }
 
+// TestRestrictedFilesystem has a jail on a file system without devices and
+// programs: it brings one of its own.
+func TestRestrictedFilesystem(t *testing.T) { onEach(t, restrictedFilesystem) }
+
+func restrictedFilesystem(t *testing.T, parts testenv.Machine) {
+	base := t.TempDir()
+	if err := unix.Mount("tmpfs", base, "tmpfs", unix.MS_NODEV|unix.MS_NOEXEC|unix.MS_NOSUID, ""); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(base, 0); err != nil {
+			t.Error(err)
+		}
+	})
+	spec := machineSpec(t, parts)
+	spec.Jail.Root = filepath.Join(base, "root")
+	if err := os.Mkdir(spec.Jail.Root, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := startWith(t, spec, append(configuration(spec), instanceStart())); err != nil {
+		t.Fatal(err)
+	}
+}
+
 // TestDiesAtEachStep ends Firecracker in place of each request.
 func TestDiesAtEachStep(t *testing.T) {
 	parts := bench(t)
