@@ -64,7 +64,7 @@ func Programs(t testing.TB, version string) string {
 	defer building.Unlock()
 	dir, err := built[version], error(nil)
 	if dir == "" {
-		dir, err = build(version)
+		dir, err = Build(version)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -79,9 +79,9 @@ var (
 	built    = map[string]string{}
 )
 
-// build builds in the process's directory for temporary files, which
-// testenv.Main removes.
-func build(version string) (dir string, err error) {
+// Build builds both programs, which say a version, in a directory of their own
+// in the process's one for temporary files, which testenv.Main removes.
+func Build(version string) (dir string, err error) {
 	if dir, err = os.MkdirTemp("", "contract-"); err != nil {
 		return "", err
 	}
