@@ -38,21 +38,23 @@ type VM struct {
 	StartedAt *time.Time        `json:"startedAt,omitempty"`
 	StoppedAt *time.Time        `json:"stoppedAt,omitempty"`
 
-	Image       string            `json:"image"`
-	ImageDigest string            `json:"imageDigest"`
-	Kernel      string            `json:"kernel"`
-	Driver      string            `json:"driver"`
-	Accelerator string            `json:"accelerator"`
-	VCPUs       int               `json:"vcpus"`
-	MemoryMiB   int               `json:"memoryMiB"`
-	DiskBytes   int64             `json:"diskBytes"`
-	Network     string            `json:"network"`
-	Init        string            `json:"init,omitempty"`
-	User        string            `json:"user,omitempty"`
-	Workdir     string            `json:"workdir,omitempty"`
-	Main        []string          `json:"main,omitempty"`    // the main process
-	Restart     string            `json:"restart,omitempty"` // when it is started again
-	Env         map[string]string `json:"env,omitempty"`
+	Image       string `json:"image"`
+	ImageDigest string `json:"imageDigest"`
+	Kernel      string `json:"kernel"`
+	Driver      string `json:"driver"`
+	Accelerator string `json:"accelerator"`
+	VCPUs       int    `json:"vcpus"`
+	MemoryMiB   int    `json:"memoryMiB"`
+	// MemoryLeftMiB is how much of it resize has left. Absent: all.
+	MemoryLeftMiB int               `json:"memoryLeftMiB,omitempty"`
+	DiskBytes     int64             `json:"diskBytes"`
+	Network       string            `json:"network"`
+	Init          string            `json:"init,omitempty"`
+	User          string            `json:"user,omitempty"`
+	Workdir       string            `json:"workdir,omitempty"`
+	Main          []string          `json:"main,omitempty"`    // the main process
+	Restart       string            `json:"restart,omitempty"` // when it is started again
+	Env           map[string]string `json:"env,omitempty"`
 
 	// NetworkPolicy is what it may reach. Nil without a network.
 	NetworkPolicy *NetworkPolicy `json:"networkPolicy,omitempty"`

@@ -130,6 +130,7 @@ func TestFirecrackerFindings(t *testing.T) {
 	}{
 		{"picked by itself", pickedByItself},
 		{"ends with its monitor", endsWithItsMonitor},
+		{"memory is taken and given back", memory},
 		{"walls that are taken away are away", walls},
 		{"7 a policy can be changed and changed back", findingPolicy},
 		{"11 a slot is nobody else's", findingSlot},
@@ -138,6 +139,30 @@ func TestFirecrackerFindings(t *testing.T) {
 	} {
 		t.Run(f.name, func(t *testing.T) { f.test(h, t) })
 		h.removeAll()
+	}
+}
+
+// memory is asked for by its balloon, which a fork has too, and a boot does not.
+func memory(h *host, t *testing.T) {
+	id := h.must("create", "--quiet", "--memory", "256m")
+	h.must("resize", id, "--memory", "128m")
+	fork := h.must("fork", "--quiet", id)
+	for _, c := range []struct {
+		vm   string
+		args []string
+		left int
+	}{
+		{id, nil, 128}, {fork, nil, 128}, {id, []string{"resize", id, "--memory", "256m"}, 256}, {fork, []string{"restart", fork}, 0},
+	} {
+		if c.args != nil {
+			h.must(c.args...)
+		}
+		if got := h.inspect(c.vm).MemoryLeftMiB; got != c.left {
+			t.Errorf("after %v there are %d MiB left, want %d", c.args, got, c.left)
+		}
+	}
+	if out, err := h.vmsan("resize", id, "--memory", "512m", "--json"); err == nil || !strings.Contains(out, string(api.ErrValidationMemory)) {
+		t.Errorf("more than it was made with: %s, %v", out, err)
 	}
 }
 

@@ -79,7 +79,9 @@ func (p *releasePage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 func TestFirecrackerReleases(t *testing.T) {
 	page := newReleasePage(t, "1.15.0", "1.16.0")
 	h := newHost(t)
-	install := func(version string) { h.must("setup", "--no-image", "--firecracker-url", page.URL, "--firecracker-version", version) }
+	install := func(version string) {
+		h.must("setup", "--no-image", "--firecracker-url", page.URL, "--firecracker-version", version)
+	}
 	install("1.16.0")
 	install("1.16.0")
 	if page.downloads != 1 {

@@ -54,7 +54,7 @@ func show(r *store.Record) api.VM {
 		CreatedAt: r.CreatedAt, StartedAt: timeOrNil(r.StartedAt), StoppedAt: timeOrNil(r.StoppedAt),
 		Image: r.Spec.ImageName, ImageDigest: r.Spec.Image, Kernel: r.Spec.Kernel,
 		Driver: r.Spec.Driver, Accelerator: r.Spec.Accelerator,
-		VCPUs: r.Spec.VCPUs, MemoryMiB: r.Spec.MemoryMiB, DiskBytes: r.Spec.DiskBytes,
+		VCPUs: r.Spec.VCPUs, MemoryMiB: r.Spec.MemoryMiB, MemoryLeftMiB: r.Spec.MemoryLeftMiB, DiskBytes: r.Spec.DiskBytes,
 		Network: r.Spec.Network, Init: r.Spec.Init, User: r.Spec.User, Workdir: r.Spec.Workdir, Env: r.Spec.Env,
 		Main: r.Spec.Main, Restart: r.Spec.Restart,
 		Trace: r.Trace,

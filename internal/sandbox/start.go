@@ -25,7 +25,7 @@ func (s *Service) Start(ctx context.Context, ref string) (*store.Record, error) 
 func (s *Service) startOwned(ctx context.Context, record *store.Record, lock *store.Lock) (*store.Record, error) {
 	record.Status, record.Reason, record.Trace = api.StatusCreating, "", nil
 	if record.Saved == nil {
-		record.Spec.Release = s.release(record.Spec.Driver)
+		record.Spec.Release, record.Spec.MemoryLeftMiB = s.release(record.Spec.Driver), 0
 	}
 	if err := s.layout.Save(record); err != nil {
 		return nil, err

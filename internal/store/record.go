@@ -65,14 +65,17 @@ type Spec struct {
 	Driver    string `json:"driver"`
 	// Release is that of Firecracker which runs, or last did, or with whose
 	// memory the sandbox goes on. Empty: it is in the search path.
-	Release     string            `json:"release,omitempty"`
-	Accelerator string            `json:"accelerator"`
-	VCPUs       int               `json:"vcpus"`
-	MemoryMiB   int               `json:"memory_mib"`
-	DiskBytes   int64             `json:"disk_bytes"`
-	Env         map[string]string `json:"env,omitempty"`
-	Workdir     string            `json:"workdir,omitempty"`
-	User        string            `json:"user,omitempty"`
+	Release     string `json:"release,omitempty"`
+	Accelerator string `json:"accelerator"`
+	VCPUs       int    `json:"vcpus"`
+	MemoryMiB   int    `json:"memory_mib"`
+	// MemoryLeftMiB is how much of it the guest is to have, until it boots
+	// again. 0: all.
+	MemoryLeftMiB int               `json:"memory_left_mib,omitempty"`
+	DiskBytes     int64             `json:"disk_bytes"`
+	Env           map[string]string `json:"env,omitempty"`
+	Workdir       string            `json:"workdir,omitempty"`
+	User          string            `json:"user,omitempty"`
 	// Main is the main process, which the sandbox ends with. Restart says when
 	// it is started again instead, and StopSignal asks it to end.
 	Main       []string `json:"main,omitempty"`

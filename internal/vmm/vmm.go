@@ -198,6 +198,14 @@ type VM interface {
 	Stop(ctx context.Context) error
 }
 
+// Ballooned is a VM that can have less memory than it was made with.
+type Ballooned interface {
+	// SetMemory leaves the guest so much of the memory that it was made with,
+	// in MiB. It returns before the guest has given the rest back, which it
+	// may never do.
+	SetMemory(ctx context.Context, mib int) error
+}
+
 // Metered is a VM that counts what it does.
 type Metered interface {
 	// Metrics returns its counters, as JSON in the VMM's own form.

@@ -53,6 +53,18 @@ type (
 		CacheType string `json:"cache_type"`
 		IOEngine  string `json:"io_engine"`
 	}
+	// A drive that runs, of which Firecracker is to look at the size anew.
+	driveUpdate struct {
+		ID   string `json:"drive_id"`
+		Path string `json:"path_on_host"`
+	}
+	balloon struct {
+		MiB          int  `json:"amount_mib"`
+		DeflateOnOOM bool `json:"deflate_on_oom"`
+	}
+	balloonUpdate struct {
+		MiB int `json:"amount_mib"`
+	}
 	networkInterface struct {
 		ID  string `json:"iface_id"`
 		Tap string `json:"host_dev_name"`
@@ -107,6 +119,9 @@ func configuration(spec vmm.Spec) []request {
 	return append(list,
 		request{"PUT", "/vsock", vsock{guestCID, jailVsock}},
 		request{"PUT", "/entropy", entropy{}},
+		// It has nothing yet. What is taken stays taken, even from a guest that
+		// runs out of memory: that is what somebody has asked for.
+		request{"PUT", "/balloon", balloon{}},
 	)
 }
 
@@ -125,6 +140,12 @@ func loading() []request {
 func saving() request {
 	return request{"PUT", "/snapshot/create", snapshotCreate{"Full", jailNewState, jailNewMemory}}
 }
+
+func resized(disk string) request {
+	return request{"PATCH", "/drives/" + disk, driveUpdate{disk, diskDirectory + disk}}
+}
+
+func inflated(mib int) request { return request{"PATCH", "/balloon", balloonUpdate{mib}} }
 
 func state(s string) request { return request{"PATCH", "/vm", vmState{s}} }
 

@@ -61,6 +61,7 @@ PUT /drives/overlay {"drive_id":"overlay","path_on_host":"/disks/overlay","is_ro
 PUT /network-interfaces/net0 {"iface_id":"net0","host_dev_name":"tap0","guest_mac":"02:00:00:00:00:01"}
 PUT /vsock {"guest_cid":3,"uds_path":"/v.sock"}
 PUT /entropy {}
+PUT /balloon {"amount_mib":0,"deflate_on_oom":false}
 PUT /actions {"action_type":"InstanceStart"}
 `)
 }
@@ -77,6 +78,13 @@ func TestRequestsSaved(t *testing.T) {
 	compare(t, list(t, state("Paused"), saving()),
 		`PATCH /vm {"state":"Paused"}
 PUT /snapshot/create {"snapshot_type":"Full","snapshot_path":"/saving/state","mem_file_path":"/saving/memory"}
+`)
+}
+
+func TestRequestsResized(t *testing.T) {
+	compare(t, list(t, resized("overlay"), inflated(64)),
+		`PATCH /drives/overlay {"drive_id":"overlay","path_on_host":"/disks/overlay"}
+PATCH /balloon {"amount_mib":64}
 `)
 }
 

@@ -91,6 +91,7 @@ type virtualMachine struct {
 	link    vmm.Link
 	output  *vmm.Output
 	user    jail.User
+	memory  int // MiB
 
 	// The jail as its last process sees it.
 	root, mounts *os.File
@@ -106,6 +107,7 @@ type virtualMachine struct {
 	done    chan struct{}
 
 	turn    sync.Mutex // held while the machine's state changes
+	largest int64      // that Firecracker may make a file, in bytes
 	running atomic.Bool
 
 	mu          sync.Mutex          // guards connections
@@ -125,6 +127,7 @@ func start(ctx context.Context, o *order, requests []request) (*virtualMachine, 
 	if o.spec.Linked != nil {
 		o.spec.Linked(vm.link)
 	}
+	vm.largest = o.largest + slack
 	o.add(vm.log.read, jailLog, true)
 	o.add(vm.metrics.pipe.read, jailMetrics, true)
 	vm.process, err = o.start(theirs, vm.output.File())
@@ -147,7 +150,7 @@ func start(ctx context.Context, o *order, requests []request) (*virtualMachine, 
 
 // newMachine returns the machine and Firecracker's end of its console.
 func newMachine(spec vmm.Spec) (vm *virtualMachine, console *os.File, err error) {
-	vm = &virtualMachine{gone: make(chan struct{}), done: make(chan struct{}), user: *spec.Jail.User, metrics: newMetrics(), connections: map[uint32]*os.File{}}
+	vm = &virtualMachine{gone: make(chan struct{}), done: make(chan struct{}), user: *spec.Jail.User, memory: spec.MemoryMiB, metrics: newMetrics(), connections: map[uint32]*os.File{}}
 	vm.api = newClient(func(ctx context.Context) (net.Conn, error) { return vm.connect(ctx, jailAPI) })
 	if vm.output, err = vmm.NewOutput(spec.Log); err != nil {
 		return nil, nil, err

@@ -91,6 +91,14 @@ var endpoints = []endpoint{
 	{method: "PUT", path: "/actions", fields: []field{
 		{name: "action_type", required: true, choices: []string{"FlushMetrics", "InstanceStart", "SendCtrlAltDel"}},
 	}},
+	{method: "PUT", path: "/balloon", stage: beforeBoot, fields: []field{
+		{name: "amount_mib", kind: number, required: true}, {name: "deflate_on_oom", kind: truth, required: true},
+		{name: "stats_polling_interval_s", kind: number},
+	}},
+	{method: "PATCH", path: "/balloon", stage: afterBoot, fields: []field{{name: "amount_mib", kind: number, required: true}}},
+	{method: "PATCH", path: "/drives/{drive_id}", stage: afterBoot, fields: []field{
+		{name: "drive_id", required: true}, {name: "path_on_host"}, {name: "rate_limiter", kind: object, fields: rateLimiter},
+	}},
 	{method: "PATCH", path: "/vm", stage: afterBoot, fields: []field{{name: "state", required: true, choices: []string{"Paused", "Resumed"}}}},
 	{method: "PUT", path: "/snapshot/create", stage: afterBoot, fields: []field{
 		{name: "snapshot_path", required: true}, {name: "mem_file_path", required: true},

@@ -180,7 +180,29 @@ func (s *server) handle(method, path string, body []byte) (answer any, err error
 			return nil, err
 		}
 	}
+	if method == "PATCH" && path != "/vm" {
+		return nil, s.update(path, fields)
+	}
 	return s.carryOut(path, fields)
+}
+
+// update changes a part of a machine that runs.
+func (s *server) update(path string, fields map[string]any) error {
+	part, ok := s.config[path]
+	if !ok {
+		return faultf("Invalid device: %s", path)
+	}
+	changed := maps.Clone(part)
+	maps.Copy(changed, fields)
+	mib, _ := s.config["/machine-config"]["mem_size_mib"].(float64)
+	if amount, ok := changed["amount_mib"].(float64); ok && amount > mib {
+		return faultf("Balloon config error: Requested pages exceed guest memory")
+	}
+	if err := s.config.try(path, changed); err != nil {
+		return err
+	}
+	s.config[path] = changed
+	return nil
 }
 
 func (s *server) carryOut(path string, fields map[string]any) (answer any, err error) {
