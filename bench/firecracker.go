@@ -10,7 +10,10 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"syscall"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/vmm/firecracker/contract"
@@ -72,15 +75,23 @@ func (b *bench) hostPart(ctx context.Context, state string) (total time.Duration
 	return total, err
 }
 
-// jailerAlone starts a jailer in an empty directory.
+// jailerAlone starts a jailer in memory and in new namespaces, as sandboxes have
+// it.
 func jailerAlone(ctx context.Context, programs string) (took time.Duration, err error) {
 	base, err := os.MkdirTemp("", "jailer-")
 	if err != nil {
 		return 0, err
 	}
-	defer os.RemoveAll(base)
+	defer func() { err = errors.Join(err, os.Remove(base)) }()
+	if err := unix.Mount("tmpfs", base, "tmpfs", 0, ""); err != nil {
+		return 0, err
+	}
+	defer func() { err = errors.Join(err, unix.Unmount(base, unix.MNT_DETACH)) }()
 	command := exec.CommandContext(ctx, filepath.Join(programs, "jailer"), "--id", "floor", "--exec-file", filepath.Join(programs, "firecracker"),
 		"--uid", "1599998001", "--gid", "1599998001", "--chroot-base-dir", base, "--", "--api-sock", "/api.sock")
+	command.SysProcAttr = &syscall.SysProcAttr{
+		Cloneflags: unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS,
+	}
 	began := time.Now()
 	if err := command.Start(); err != nil {
 		return 0, err
