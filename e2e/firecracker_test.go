@@ -3,6 +3,7 @@ package e2e
 import (
 	"context"
 	"crypto/sha256"
+	"encoding/json"
 	"fmt"
 	"io"
 	"net"
@@ -193,6 +194,16 @@ func walls(h *host, t *testing.T) {
 			}
 		}
 		h.must("restart", id)
+	}
+	nonsense := filter + ".nonsense"
+	if err := os.WriteFile(nonsense, []byte("nonsense"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var failed struct{ Error api.Error }
+	out, err := h.vmsan("create", "--json", "--cold", "--seccomp-filter", nonsense)
+	if err == nil || json.Unmarshal([]byte(out), &failed) != nil || failed.Error.Code != api.ErrVMBoot ||
+		!strings.Contains(strings.Join(failed.Error.Log, "\n"), "Filter deserialization failed") {
+		t.Errorf("a filter that is none: %s, %v", out, err)
 	}
 	if out, err := h.vmsan("create", "--json", "--driver", "qemu", "--seccomp-filter", filter); err == nil || !strings.Contains(out, string(api.ErrUnsupported)) {
 		t.Errorf("QEMU with a filter: %s, %v", out, err)

@@ -447,7 +447,8 @@ func gaveUp(cause error) error {
 	return api.Errorf(api.ErrVMBoot, "the sandbox's monitor was told to stop: %w", cause)
 }
 
-// fail undoes the bring-up and returns err with what the console said last.
+// fail undoes the bring-up and returns err with what the console and the VMM
+// said last.
 func (m *monitor) fail(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		err = gaveUp(cause)
@@ -460,7 +461,7 @@ func (m *monitor) fail(ctx context.Context, err error) error {
 		failure.Code = api.ErrVMBoot
 	}
 	failure.VM = m.id
-	failure.Console = consoleTail(m.layout.Console(m.id))
+	failure.Console, failure.Log = tail(m.layout.Console(m.id)), tail(m.layout.MonitorLog(m.id))
 	if saveErr := m.save(func(r *store.Record) {
 		if m.vm == nil && r.Saved != nil && *r.Saved == m.layout.Reclaimed(m.id) {
 			r.Status, r.Reason = api.StatusPaused, failure.Message

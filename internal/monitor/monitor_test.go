@@ -363,8 +363,8 @@ func TestConsoleLog(t *testing.T) {
 	if err != nil || len(text) > 1<<20 || !bytes.HasSuffix(text, []byte("0123456789abcde\nthe end\n")) {
 		t.Errorf("the log has %d bytes and ends in %q, %v", len(text), text[max(len(text)-40, 0):], err)
 	}
-	if tail := consoleTail(r.layout.Console(testID)); len(tail) != tailLines || tail[tailLines-1] != "the end" {
-		t.Errorf("the tail is %q", tail)
+	if lines := tail(r.layout.Console(testID)); len(lines) != tailLines || lines[tailLines-1] != "the end" {
+		t.Errorf("the tail is %q", lines)
 	}
 }
 
