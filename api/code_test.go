@@ -131,7 +131,7 @@ All other commands exit with 0, with 130 if they were interrupted, or with the k
 		fmt.Fprintf(&page, "| %d | %s |\n", kind, kinds[kind])
 	}
 	page.WriteString(`
-With --json an error is the one document on stdout: ` + "`{\"error\": {\"code\", \"message\", \"hint\", \"flag\", \"vm\", \"console\"}}`" + `, of which
+With --json an error is the one document on stdout: ` + "`{\"error\": {\"code\", \"message\", \"hint\", \"flag\", \"vm\", \"console\", \"log\"}}`" + `, of which
 only the first two are always there. A command that was given several sandboxes prints ` + "`{\"results\": [{\"vm\", \"error\"}]}`" + `
 and exits as the first failure. Codes are stable:
 

@@ -19,6 +19,9 @@ type Error struct {
 	VM string `json:"vm,omitempty"`
 	// Console holds the last lines of the guest's console. Optional.
 	Console []string `json:"console,omitempty"`
+	// Log holds the last lines of what the VMM said, and what watches over it.
+	// Optional.
+	Log []string `json:"log,omitempty"`
 
 	cause error
 }

@@ -65,7 +65,7 @@ func TestVMJSON(t *testing.T) {
 		ID: "vm0123456789", Name: "web", Labels: map[string]string{"a": "b"}, Status: StatusRunning,
 		CreatedAt: at, StartedAt: &at, Image: "debian", ImageDigest: "d", Kernel: "k", Driver: "qemu", Accelerator: "tcg",
 		VCPUs: 1, MemoryMiB: 256, DiskBytes: 1 << 30, Network: "none",
-		Isolation: &Isolation{Boundary: "emulation", Seccomp: true, Cgroup: true, UID: 7, Namespaces: true},
+		Isolation: &Isolation{Boundary: "emulation", Seccomp: true, Cgroup: true, UID: 7, Namespaces: true, PIDNamespace: true},
 		PIDs:      &PIDs{Monitor: 1, VMM: 2, Gate: 3},
 		Trace:     []Stage{{Name: "vmm", Milliseconds: 1.5, Detail: "tcg"}},
 	}, "", " ")
@@ -100,7 +100,8 @@ const vmGolden = `{
   "seccomp": true,
   "cgroup": true,
   "uid": 7,
-  "namespaces": true
+  "namespaces": true,
+  "pidNamespace": true
  },
  "pids": {
   "monitor": 1,

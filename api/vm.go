@@ -1,6 +1,9 @@
 package api
 
-import "time"
+import (
+	"encoding/json"
+	"time"
+)
 
 // Status is what a sandbox is doing.
 type Status string
@@ -35,22 +38,24 @@ type VM struct {
 	StartedAt *time.Time        `json:"startedAt,omitempty"`
 	StoppedAt *time.Time        `json:"stoppedAt,omitempty"`
 
-	Image       string            `json:"image"`
-	ImageDigest string            `json:"imageDigest"`
-	Kernel      string            `json:"kernel"`
-	Driver      string            `json:"driver"`
-	Accelerator string            `json:"accelerator"`
-	VCPUs       int               `json:"vcpus"`
-	MemoryMiB   int               `json:"memoryMiB"`
-	DiskBytes   int64             `json:"diskBytes"`
-	Network     string            `json:"network"`
-	Init        string            `json:"init,omitempty"`
-	User        string            `json:"user,omitempty"`
-	Workdir     string            `json:"workdir,omitempty"`
-	Main        []string          `json:"main,omitempty"`    // the main process
-	Restart     string            `json:"restart,omitempty"` // when it is started again
-	Env         map[string]string `json:"env,omitempty"`
-	Volumes     []string          `json:"volumes,omitempty"` // like "data:/srv/data:ro"
+	Image       string `json:"image"`
+	ImageDigest string `json:"imageDigest"`
+	Kernel      string `json:"kernel"`
+	Driver      string `json:"driver"`
+	Accelerator string `json:"accelerator"`
+	VCPUs       int    `json:"vcpus"`
+	MemoryMiB   int    `json:"memoryMiB"`
+	// MemoryLeftMiB is how much of it resize has left. Absent: all.
+	MemoryLeftMiB int               `json:"memoryLeftMiB,omitempty"`
+	DiskBytes     int64             `json:"diskBytes"`
+	Network       string            `json:"network"`
+	Init          string            `json:"init,omitempty"`
+	User          string            `json:"user,omitempty"`
+	Workdir       string            `json:"workdir,omitempty"`
+	Main          []string          `json:"main,omitempty"`    // the main process
+	Restart       string            `json:"restart,omitempty"` // when it is started again
+	Env           map[string]string `json:"env,omitempty"`
+	Volumes       []string          `json:"volumes,omitempty"` // like "data:/srv/data:ro"
 
 	// NetworkPolicy is what it may reach. Nil without a network.
 	NetworkPolicy *NetworkPolicy `json:"networkPolicy,omitempty"`
@@ -67,6 +72,8 @@ type VM struct {
 	PIDs *PIDs `json:"pids,omitempty"`
 	// Trace is how long the stages of the last start took.
 	Trace []Stage `json:"trace,omitempty"`
+	// Metrics are what its VMM counts, in that one's own form, if asked for.
+	Metrics json.RawMessage `json:"metrics,omitempty"`
 	// Warnings are what a user should know about how it runs.
 	Warnings []string `json:"warnings,omitempty"`
 }
@@ -92,11 +99,14 @@ type NetworkChange struct {
 type Isolation struct {
 	// Boundary is "hardware" or "emulation". QEMU's makers do not call the
 	// latter a security boundary.
-	Boundary   string `json:"boundary"`
-	Seccomp    bool   `json:"seccomp"`
-	Cgroup     bool   `json:"cgroup"`
-	UID        uint32 `json:"uid"`
-	Namespaces bool   `json:"namespaces"`
+	Boundary string `json:"boundary"`
+	Seccomp  bool   `json:"seccomp"`
+	// SeccompFilter is the digest of the user's own filters, "sha256:...".
+	SeccompFilter string `json:"seccompFilter,omitempty"`
+	Cgroup        bool   `json:"cgroup"`
+	UID           uint32 `json:"uid"`
+	Namespaces    bool   `json:"namespaces"`
+	PIDNamespace  bool   `json:"pidNamespace"`
 }
 
 // PIDs are the processes of a running sandbox on the host.

@@ -76,6 +76,11 @@ func (b *bench) all(ctx context.Context) error {
 			return err
 		}
 	}
+	if b.wants("firecracker") && os.Geteuid() == 0 {
+		if err := b.firecracker(ctx); err != nil {
+			return fmt.Errorf("measure Firecracker's start: %w", err)
+		}
+	}
 	if b.wants("gate") && os.Geteuid() == 0 {
 		if err := b.gate(ctx); err != nil {
 			return err

@@ -48,6 +48,8 @@ var allowed = []struct {
 	{"internal/vmm", []string{"internal/link", "internal/jail", "internal/cgroup"}, "a VMM knows nothing of sandboxes, records or images"},
 	{"internal/snapshot", []string{"api", "internal/scratch", "internal/sparse", "internal/store"}, "it keeps files, and does not know what a VMM does with them"},
 	{"internal/vmm/qemu", []string{"internal/vmm", "internal/link", "internal/jail", "internal/sparse"}, "drivers know only the waist"},
+	{"internal/vmm/firecracker", []string{"internal/vmm", "internal/link", "internal/jail", "internal/sparse"}, "drivers know only the waist"},
+	{"internal/vmm/firecracker/release", []string{"api", "internal/scratch", "internal/vmm/firecracker"}, "it gets programs, and does not know what they run"},
 	{"internal/gate", []string{"api", "internal/policy", "internal/link", "internal/guest", "internal/vmm", "internal/jail", "internal/cgroup"}, "it has no rights, so it needs no files or records"},
 	{"internal/gate/resolver", []string{"api", "internal/policy", "internal/gate/sockets"}, "what reads hostile bytes knows nothing that it need not"},
 	{"internal/gate/proxy", []string{"api", "internal/policy", "internal/gate/sockets"}, "what reads hostile bytes knows nothing that it need not"},

@@ -104,7 +104,7 @@ func serveBeside(log *slog.Logger) error {
 	unix.CloseOnExec(besideData)
 	unix.CloseOnExec(besideDisk)
 	unix.CloseOnExec(besideConfigured)
-	return serve(control, data, Config{
+	return Serve(control, data, Config{
 		Logger: log, PowerOff: askInit, DiskMount: descriptorPath(besideDisk),
 		Configured: sync.OnceFunc(func() { unix.Close(besideConfigured) }),
 	})

@@ -3,7 +3,6 @@ package agent
 import (
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/http"
@@ -92,6 +91,10 @@ func (m *machine) bringUp() error {
 	if !hasWord(probeWord) {
 		disk, rootErr = enterRoot()
 	}
+	openPort := openPort
+	if m.modules.vsock {
+		openPort = link.ListenVsock
+	}
 	control, err := openPort(link.ControlPort)
 	if err != nil {
 		return errors.Join(rootErr, err)
@@ -114,7 +117,7 @@ func (m *machine) bringUp() error {
 	}
 	go m.obey(signals)
 	loadLate := sync.OnceFunc(m.loadLate)
-	return serve(control, data, Config{
+	return Serve(control, data, Config{
 		Logger: m.log, ReapOrphans: true, PowerOff: m.end, DiskMount: m.disk,
 		Configured: sync.OnceFunc(func() { time.AfterFunc(lateDelay, loadLate) }),
 		Settle:     loadLate,
@@ -140,8 +143,8 @@ func (m *machine) loadLate() {
 func descriptorPath(fd int) string { return fmt.Sprintf("/proc/self/fd/%d", fd) }
 
 // failed tells the host why there will be no guest.
-func failed(control io.Writer, reason error) error {
-	if err := link.Fail(control, reason); err != nil {
+func failed(control *os.File, reason error) error {
+	if err := link.Fail(link.GuestPort(control), reason); err != nil {
 		return errors.Join(reason, err)
 	}
 	// Let the host read it before the power goes.
@@ -223,16 +226,16 @@ func imageInit() string {
 	return ""
 }
 
-// serve answers the host on the guest link and the guest on its loopback
-// address, until the link ends. The host is told last that there is a guest:
-// then what it asks for finds everything ready.
-func serve(control, data *os.File, config Config) error {
+// Serve answers the host on the guest link, whose ports link.GuestPort opens,
+// and the guest on its loopback address, until the link ends. The host is told
+// last that there is a guest: then what it asks for finds everything ready.
+func Serve(control, data *os.File, config Config) error {
 	a := New(config)
 	public, err := listenPublic()
 	if err != nil {
 		return fmt.Errorf("listen for the guest's own requests: %w", err)
 	}
-	host := link.Listen(control, data, a.identify)
+	host := link.Listen(link.GuestPort(control), link.GuestPort(data), a.identify)
 	defer host.Close()
 	go func() {
 		if err := a.servePublic(public); err != nil {

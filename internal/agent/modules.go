@@ -29,18 +29,26 @@ var drivers = []struct {
 	module, alias string
 	late          bool // not needed by the first command
 }{
-	{"virtio_console", "virtio:d00000003v", false},
+	{"virtio_console", consoleAlias, false},
 	{"virtio_blk", "virtio:d00000002v", false},
 	{"virtio_net", "virtio:d00000001v", false},
-	{"vmw_vsock_virtio_transport", "virtio:d00000013v", false},
+	{"vmw_vsock_virtio_transport", vsockAlias, false},
 	{"virtio_rng", "virtio:d00000004v", true},
 	{"virtio_balloon", "virtio:d00000005v", true},
 }
+
+// The devices that lead to the host.
+const (
+	consoleAlias = "virtio:d00000003v"
+	vsockAlias   = "virtio:d00000013v"
+)
 
 // modules loads kernel modules, each once, after those it depends on.
 type modules struct {
 	fd     int // of modulesDir, which is out of sight in the new root; -1 if there is none
 	loaded map[string]bool
+	// vsock is true if that is the way to the host.
+	vsock bool
 }
 
 func openModules() (*modules, error) {
@@ -60,6 +68,7 @@ func (m *modules) loadEarly() (late []string, err error) {
 		}
 	}
 	aliases := modaliases()
+	m.vsock = strings.Contains(aliases, vsockAlias) && !strings.Contains(aliases, consoleAlias)
 	for _, driver := range drivers {
 		switch {
 		case !strings.Contains(aliases, driver.alias):

@@ -9,7 +9,8 @@ import (
 )
 
 func (a *app) inspectCommand() *cobra.Command {
-	return &cobra.Command{
+	var metrics bool
+	cmd := &cobra.Command{
 		Use:     "inspect VM...",
 		Aliases: []string{"get"},
 		Short:   "Print everything about sandboxes, as JSON",
@@ -17,11 +18,13 @@ func (a *app) inspectCommand() *cobra.Command {
 		Args:    arguments(cobra.MinimumNArgs(1)),
 
 		ValidArgsFunction: a.completeVMs,
-		RunE:              func(cmd *cobra.Command, args []string) error { return a.runInspect(cmd.Context(), args) },
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.runInspect(cmd.Context(), args, metrics) },
 	}
+	cmd.Flags().BoolVar(&metrics, "metrics", false, "also what the VMM counts, in its own form (Firecracker)")
+	return cmd
 }
 
-func (a *app) runInspect(ctx context.Context, refs []string) error {
+func (a *app) runInspect(ctx context.Context, refs []string, metrics bool) error {
 	service, err := a.service()
 	if err != nil {
 		return err
@@ -32,7 +35,13 @@ func (a *app) runInspect(ctx context.Context, refs []string) error {
 		if err != nil {
 			return err
 		}
-		vms = append(vms, show(record))
+		vm := show(record)
+		if metrics {
+			if vm.Metrics, err = service.Metrics(ctx, record); err != nil {
+				return err
+			}
+		}
+		vms = append(vms, vm)
 	}
 	if len(vms) == 1 {
 		a.printJSON(vms[0])

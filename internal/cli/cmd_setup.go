@@ -10,12 +10,14 @@ import (
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/sandbox"
 	"github.com/vmsan/vmsan/internal/setup"
+	"github.com/vmsan/vmsan/internal/vmm/firecracker/release"
 )
 
 func (a *app) setupCommand() *cobra.Command {
 	var o sandbox.SetupOptions
 	var check bool
 	var pool string
+	var fc release.Source
 	cmd := &cobra.Command{
 		Use:   "setup",
 		Short: "Get a kernel and the default image, and find out what works here",
@@ -26,6 +28,10 @@ func (a *app) setupCommand() *cobra.Command {
 			if o.Kernel != "" && o.KernelDeb != "" {
 				return exclusive("--kernel", "--kernel-deb")
 			}
+			if err := checkRelease(cmd, &fc); err != nil {
+				return err
+			}
+			o.Release = fc
 			if check {
 				return a.runSetupCheck()
 			}
@@ -42,8 +48,41 @@ func (a *app) setupCommand() *cobra.Command {
 	cmd.Flags().StringVar(&o.KernelDeb, "kernel-deb", "", "use the kernel in this Debian package, a `FILE`")
 	cmd.Flags().BoolVar(&o.SkipImage, "no-image", false, "leave out the default image")
 	cmd.Flags().StringVar(&pool, "network-pool", "", "give sandboxes addresses from this `CIDR`, which nothing else on the host may use (default: 198.18.0.0/15)")
+	cmd.Flags().BoolVar(&fc.Download, "firecracker", false, "download Firecracker and its jailer, unless they are there")
+	cmd.Flags().StringVar(&fc.Version, "firecracker-version", "", "the `VERSION` to download (default: "+release.Version+")")
+	cmd.Flags().StringVar(&fc.URL, "firecracker-url", "", "download from a mirror of its releases, a `URL` (default: "+release.DefaultURL+")")
+	cmd.Flags().StringVar(&fc.Dir, "firecracker-dir", "", "take Firecracker and its jailer from this `DIRECTORY`")
+	cmd.Flags().StringVar(&fc.Archive, "bundle", "", "take them from this `FILE`: a release's archive, or one that --bundle-out has written")
+	cmd.Flags().StringVar(&o.ReleaseTo, "bundle-out", "", "write them to this `FILE`, for hosts without internet")
 	cmd.Flags().BoolVar(&check, "check", false, "change nothing, say what is missing")
 	return cmd
+}
+
+// checkRelease refuses several sources of Firecracker.
+func checkRelease(cmd *cobra.Command, from *release.Source) error {
+	named := ""
+	for _, flag := range []string{"firecracker", "firecracker-dir", "bundle"} {
+		if !cmd.Flags().Changed(flag) {
+			continue
+		}
+		if named != "" {
+			return exclusive("--"+named, "--"+flag)
+		}
+		if cmd.Flag(flag).Value.String() == "" {
+			return api.Errorf(api.ErrValidationPath, "Invalid --%s: it is empty.", flag).WithFlag("--" + flag)
+		}
+		named = flag
+	}
+	for _, flag := range []string{"firecracker-version", "firecracker-url"} {
+		switch {
+		case !cmd.Flags().Changed(flag):
+		case named != "" && named != "firecracker":
+			return exclusive("--"+named, "--"+flag)
+		default:
+			from.Download = true
+		}
+	}
+	return nil
 }
 
 func (a *app) runSetup(ctx context.Context, o sandbox.SetupOptions) error {
@@ -67,7 +106,13 @@ func (a *app) runSetup(ctx context.Context, o sandbox.SetupOptions) error {
 			a.say("%s does not work here: %s", v.Accel, v.Reason)
 		}
 	}
-	a.say("vmsan is ready and uses %s.", record.Accel)
+	uses := record.Accel
+	if v := record.Firecracker; v != nil && v.Works {
+		uses = v.VMM
+	} else if v != nil {
+		a.say("%s does not work here: %s", v.VMM, v.Reason)
+	}
+	a.say("vmsan is ready and uses %s.", uses)
 	return nil
 }
 

@@ -21,7 +21,7 @@ type createFlags struct {
 	network             networkFlags
 	rootfs              string
 	trace               bool
-	noSetup             bool
+	noSetup, noNetns    bool
 	pull                string
 	runtime             string
 }
@@ -45,10 +45,14 @@ func (f *createFlags) register(a *app, cmd *cobra.Command) {
 	flags.StringVarP(&o.Workdir, "workdir", "w", "", "`DIRECTORY` that commands begin in (default: the user's home)")
 	flags.StringVarP(&o.User, "user", "u", "", "`USER` that commands run as: a name or number, also with :GROUP (default: root)")
 	flags.BoolVar(&o.Init, "init", false, "run the image's own init as PID 1")
-	flags.StringVar(&o.Driver, "driver", "auto", "`DRIVER`: auto or qemu")
+	flags.StringVar(&o.Driver, "driver", "auto", "`DRIVER`: auto, firecracker or qemu")
 	flags.StringVar(&o.Accelerator, "accel", "auto", "`ACCELERATOR`: auto, kvm, or tcg, which is software emulation")
 	flags.BoolVar(&o.RequireKVM, "require-kvm", false, "refuse to run without KVM")
 	flags.BoolVar(&o.NoSeccomp, "no-seccomp", false, "leave the VMM's system call filter off")
+	flags.StringVar(&o.Filter, "seccomp-filter", "", "system call filters for Firecracker in this `FILE`, in the place of its own: compiled, or JSON")
+	flags.BoolVar(&o.NoPIDs, "no-pid-ns", false, "leave the VMM among the host's processes")
+	flags.BoolVar(&f.noNetns, "no-netns", false, "refused: each sandbox has a network namespace")
+	flags.MarkHidden("no-netns")
 	flags.BoolVar(&o.NoCgroup, "no-cgroup", false, "do not limit what the VMM uses of the host")
 	flags.StringVar(&o.Network, "network", "", "`NETWORK`: nat, behind the host's address, or none, and so loopback only (default: nat for root, none for others)")
 	f.network.register(cmd)
@@ -57,7 +61,7 @@ func (f *createFlags) register(a *app, cmd *cobra.Command) {
 	flags.StringVar(&f.bootTimeout, "boot-timeout", "2m", "how long the guest may take to come up: a `TIME` like 1m30s, or seconds")
 	flags.BoolVar(&f.trace, "trace", false, "print how long each stage of the start took")
 	flags.BoolVar(&f.noSetup, "no-setup", false, "fail instead of running setup if it is needed")
-	completeChoice(cmd, "driver", "auto", "qemu")
+	completeChoice(cmd, "driver", "auto", "firecracker", "qemu")
 	completeChoice(cmd, "accel", "auto", "kvm", "tcg")
 	completeChoice(cmd, "network", "nat", "none")
 	completeChoice(cmd, "pull", "always", "missing", "never")
@@ -69,13 +73,17 @@ func (f *createFlags) register(a *app, cmd *cobra.Command) {
 
 // complete parses what was typed, and checks it.
 func (f *createFlags) complete(cmd *cobra.Command) (err error) {
-	for _, flag := range []string{"name", "image", "from-image", "runtime", "rootfs", "project", "workdir", "user", "driver", "accel", "network"} {
+	for _, flag := range []string{"name", "image", "from-image", "runtime", "rootfs", "project", "workdir", "user", "driver", "accel", "network", "seccomp-filter"} {
 		// The verbs take an empty value for "use the default".
 		if cmd.Flags().Changed(flag) && cmd.Flag(flag).Value.String() == "" {
 			return api.Errorf(emptyCode(flag), "Invalid --%s: it is empty.", flag).WithFlag("--" + flag)
 		}
 	}
 	o := &f.options
+	if f.noNetns {
+		return api.Errorf(api.ErrUnsupported, "--no-netns is refused: the firewall that keeps sandboxes apart, and off this host, is in the "+
+			"network namespace of each").WithFlag("--no-netns").WithHint("vmsan create --network none, for no network at all")
+	}
 	if err := checkSnapshotFlags(cmd); err != nil {
 		return err
 	}
@@ -167,7 +175,7 @@ func emptyCode(flag string) api.Code {
 		return api.ErrValidationImageRef
 	case "project":
 		return api.ErrValidationLabel
-	case "workdir", "rootfs":
+	case "workdir", "rootfs", "seccomp-filter":
 		return api.ErrValidationPath
 	case "user":
 		return api.ErrValidationUser

@@ -98,10 +98,12 @@ func (a *app) printError(e *api.Error) {
 		return
 	}
 	fmt.Fprintf(a.stderr, "vmsan: %s\n", e.Message)
-	if len(e.Console) > 0 {
-		fmt.Fprintln(a.stderr, "The console said last:")
-		for _, line := range e.Console {
-			fmt.Fprintf(a.stderr, "  %s\n", line)
+	for _, said := range []struct {
+		what  string
+		lines []string
+	}{{"The console", e.Console}, {"The VMM", e.Log}} {
+		if len(said.lines) > 0 {
+			fmt.Fprintf(a.stderr, "%s said last:\n  %s\n", said.what, strings.Join(said.lines, "\n  "))
 		}
 	}
 	if e.Hint != "" {

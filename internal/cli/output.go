@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"crypto/sha256"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -53,7 +54,7 @@ func show(r *store.Record) api.VM {
 		CreatedAt: r.CreatedAt, StartedAt: timeOrNil(r.StartedAt), StoppedAt: timeOrNil(r.StoppedAt),
 		Image: r.Spec.ImageName, ImageDigest: r.Spec.Image, Kernel: r.Spec.Kernel,
 		Driver: r.Spec.Driver, Accelerator: r.Spec.Accelerator,
-		VCPUs: r.Spec.VCPUs, MemoryMiB: r.Spec.MemoryMiB, DiskBytes: r.Spec.DiskBytes,
+		VCPUs: r.Spec.VCPUs, MemoryMiB: r.Spec.MemoryMiB, MemoryLeftMiB: r.Spec.MemoryLeftMiB, DiskBytes: r.Spec.DiskBytes,
 		Network: r.Spec.Network, Init: r.Spec.Init, User: r.Spec.User, Workdir: r.Spec.Workdir, Env: r.Spec.Env,
 		Main: r.Spec.Main, Restart: r.Spec.Restart, Volumes: texts(r.Spec.Volumes),
 		Trace: r.Trace,
@@ -80,7 +81,10 @@ func show(r *store.Record) api.VM {
 func isolation(r *store.Record) *api.Isolation {
 	i := &api.Isolation{
 		Boundary: "hardware", Seccomp: !r.Spec.NoSeccomp, Cgroup: len(r.Host.Cgroups) > 0,
-		UID: r.Host.UID, Namespaces: r.Host.UID != 0,
+		UID: r.Host.UID, Namespaces: r.Host.UID != 0, PIDNamespace: r.Host.UID != 0 && !r.Spec.NoPIDs,
+	}
+	if len(r.Spec.Filter) > 0 {
+		i.SeccompFilter = fmt.Sprintf("sha256:%x", sha256.Sum256(r.Spec.Filter))
 	}
 	if r.Spec.Accelerator == "tcg" {
 		i.Boundary = "emulation"

@@ -57,8 +57,8 @@ type gate struct {
 	log      *slog.Logger
 	orders   net.Conn
 	listener net.Listener
-	control  net.Conn
-	data     net.Conn
+	control  io.ReadWriteCloser
+	data     io.ReadWriteCloser
 	console  net.Conn
 	output   *logfile.File
 
@@ -77,8 +77,6 @@ func inherit(log *slog.Logger) (*gate, error) {
 		conn *net.Conn
 	}{
 		{fdOrders, "orders", &g.orders},
-		{fdControl, "control", &g.control},
-		{fdData, "data", &g.data},
 		{fdConsole, "console", &g.console},
 	} {
 		file := os.NewFile(c.fd, c.name)
@@ -88,6 +86,19 @@ func inherit(log *slog.Logger) (*gate, error) {
 			return nil, fmt.Errorf("inherit %s: %w", c.name, err)
 		}
 		*c.conn = conn
+	}
+	for _, p := range []struct {
+		fd   uintptr
+		name string
+		port *io.ReadWriteCloser
+	}{{fdControl, "control", &g.control}, {fdData, "data", &g.data}} {
+		file := os.NewFile(p.fd, p.name)
+		port, err := link.HostPort(file)
+		file.Close()
+		if err != nil {
+			return nil, fmt.Errorf("inherit %s: %w", p.name, err)
+		}
+		*p.port = port
 	}
 	listener, err := inheritListener(fdListener, "listener")
 	if err != nil {

@@ -39,6 +39,9 @@ type Spec struct {
 
 	// Root is the child's root file system. Optional; needs root.
 	Root *Root
+	// Tree is instead of Root and User for a program that is a jailer itself.
+	// Optional; needs root.
+	Tree *Tree
 	// User is who the child runs as, with no supplementary groups. Optional;
 	// needs root.
 	User *User
@@ -89,10 +92,10 @@ func Start(spec Spec) (*Process, error) {
 	p := &Process{done: make(chan struct{})}
 	started := make(chan error, 1)
 	go onThreadOfItsOwn(func() {
-		process, opens, err := fork(spec)
+		process, beside, err := fork(spec)
 		p.process = process
 		if err != nil {
-			opens.close()
+			beside.close()
 			started <- err
 			return
 		}
@@ -101,7 +104,7 @@ func Start(spec Spec) (*Process, error) {
 		// parent-death signal when the thread that forked it ends
 		// (prctl(2), PR_SET_PDEATHSIG).
 		p.state, p.err = process.Wait()
-		opens.close()
+		beside.close()
 		close(p.done)
 	})
 	if err := <-started; err != nil {
@@ -163,15 +166,28 @@ func KeepFiles() error {
 	return nil
 }
 
-// fork starts the child from the calling thread. What answers its opens is
-// returned on error too.
-func fork(spec Spec) (process *os.Process, answering *opens, err error) {
+// beside is what a child has with it, for as long as it lives.
+type beside struct {
+	opens *opens   // answers its opens
+	first *Process // of its process namespace
+}
+
+func (b beside) close() {
+	b.opens.close()
+	if b.first != nil {
+		b.first.end()
+	}
+}
+
+// fork starts the child from the calling thread. What is beside it is returned
+// on error too.
+func fork(spec Spec) (process *os.Process, with beside, err error) {
 	if err := KeepFiles(); err != nil {
-		return nil, nil, err
+		return nil, with, err
 	}
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
 	if err != nil {
-		return nil, nil, err
+		return nil, with, err
 	}
 	defer null.Close()
 	attr := &os.ProcAttr{
@@ -184,13 +200,13 @@ func fork(spec Spec) (process *os.Process, answering *opens, err error) {
 	}
 	if spec.Network != nil {
 		if err := unix.Setns(int(spec.Network.Fd()), unix.CLONE_NEWNET); err != nil {
-			return nil, nil, fmt.Errorf("enter network namespace: %w", err)
+			return nil, with, fmt.Errorf("enter network namespace: %w", err)
 		}
 	}
 	if spec.Cgroup != nil {
 		entry, err := spec.Cgroup.Enter()
 		if err != nil {
-			return nil, nil, err
+			return nil, with, err
 		}
 		// A thread that stayed behind would be limited, and counted, with
 		// the child.
@@ -201,20 +217,37 @@ func fork(spec Spec) (process *os.Process, answering *opens, err error) {
 	}
 	if spec.Root != nil {
 		if err := spec.Root.enter(spec.User); err != nil {
-			return nil, nil, err
+			return nil, with, err
 		}
 		attr.Dir = "/"
 	}
-	if err := dropPrivileges(); err != nil {
-		return nil, nil, err
+	if spec.Tree != nil {
+		err = spec.Tree.enter()
+	} else {
+		err = dropPrivileges()
+	}
+	if err != nil {
+		return nil, with, err
+	}
+	if spec.Tree != nil && spec.Namespaces&unix.CLONE_NEWPID != 0 {
+		if with.first, err = spec.startIdle(); err != nil {
+			return nil, with, err
+		}
+		if err := with.first.enterPIDs(); err != nil {
+			return nil, with, err
+		}
+		attr.Sys.Cloneflags &^= unix.CLONE_NEWPID
+		// os.StartProcess looks for the parent's number, which is another one
+		// in there.
+		attr.Sys.Pdeathsig = 0
 	}
 	if len(spec.Opens) > 0 {
-		if answering, err = watchOpens(spec.Opens); err != nil {
-			return nil, nil, err
+		if with.opens, err = watchOpens(spec.Opens); err != nil {
+			return nil, with, err
 		}
 	}
 	process, err = os.StartProcess(spec.Path, append([]string{spec.Path}, spec.Args...), attr)
-	return process, answering, err
+	return process, with, err
 }
 
 // afterLeaving ends a child whose cgroup its parent could not leave.

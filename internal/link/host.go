@@ -32,7 +32,7 @@ type Host struct {
 // The error is a *FailedError if the guest says that it cannot come up, and
 // ctx's if that ends first. identity is told to a guest that has just booted,
 // and nil for one that knows it.
-func Connect(ctx context.Context, control, data net.Conn, identity *Identity) (*Host, error) {
+func Connect(ctx context.Context, control, data io.ReadWriteCloser, identity *Identity) (*Host, error) {
 	closePorts := sync.OnceFunc(func() {
 		control.Close()
 		data.Close()
@@ -54,7 +54,7 @@ func Connect(ctx context.Context, control, data net.Conn, identity *Identity) (*
 }
 
 // greet returns when the guest has answered, with what it has said since.
-func greet(control, data net.Conn, identity *Identity, timed chan<- struct{}) (rest []byte, err error) {
+func greet(control, data io.ReadWriteCloser, identity *Identity, timed chan<- struct{}) (rest []byte, err error) {
 	if identity != nil {
 		if err := tell(control, *identity); err != nil {
 			return nil, fmt.Errorf("tell guest who it is: %w", err)

@@ -246,15 +246,23 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group, linked func
 	if err != nil {
 		return err
 	}
+	filter, err := m.filter()
+	if err != nil {
+		return err
+	}
+	if filter != nil {
+		defer filter.Close()
+	}
 	spec := vmm.Spec{
 		ID: m.id, VCPUs: s.VCPUs, MemoryMiB: s.MemoryMiB, Accelerator: vmm.Accelerator(s.Accelerator),
 		Kernel:    kernel.VmlinuxPath(m.layout, s.Kernel),
 		Initramfs: kernel.InitramfsPath(m.layout, s.Kernel),
 		Disks:     []vmm.Disk{{Name: imageDisk, File: base, ReadOnly: true}, {Name: overlayDisk, File: overlay}},
 		Jail: vmm.Jail{
-			User: user(m.record.Host.UID), Root: m.layout.JailRoot(m.id), Cgroup: group, NoSeccomp: s.NoSeccomp,
+			User: user(m.record.Host.UID), Root: m.layout.JailRoot(m.id), Cgroup: group,
+			NoSeccomp: s.NoSeccomp, Filter: filter, NoPIDNamespace: s.NoPIDs,
 		},
-		NIC:    m.nic(),
+		NIC:    m.nic,
 		Linked: linked,
 		Log:    m.vmmLog,
 	}
@@ -281,6 +289,21 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group, linked func
 	return nil
 }
 
+// filter has the sandbox's own system call filters as a file. Nil: it has none.
+func (m *monitor) filter() (*os.File, error) {
+	if len(m.record.Spec.Filter) == 0 {
+		return nil, nil
+	}
+	if features := m.driver.Features(); !features.TakesFilter {
+		return nil, api.Errorf(api.ErrUnsupported, "the driver %s takes no filter of system calls", features.Name)
+	}
+	path := m.layout.Filter(m.id)
+	if err := os.WriteFile(path, m.record.Spec.Filter, 0o444); err != nil {
+		return nil, fmt.Errorf("write filter of system calls: %w", err)
+	}
+	return os.Open(path)
+}
+
 // power starts the machine: it boots, or goes on from where one was saved.
 func (m *monitor) power(ctx context.Context, spec vmm.Spec) (err error) {
 	if m.record.Saved == nil {
@@ -304,7 +327,8 @@ func (m *monitor) power(ctx context.Context, spec vmm.Spec) (err error) {
 // startError gives a VMM that does not start its code.
 func startError(err error) error {
 	if errors.Is(err, exec.ErrNotFound) {
-		return api.Errorf(api.ErrSetupMissingBinary, "start VMM: %w", err).WithHint("apt-get install qemu-system-x86")
+		return api.Errorf(api.ErrSetupMissingBinary, "start VMM: %w", err).
+			WithHint("vmsan setup, after installing what is missing: apt-get install qemu-system-x86, or vmsan setup --firecracker")
 	}
 	return api.Errorf(api.ErrVMBoot, "start VMM: %w", err)
 }
@@ -440,7 +464,8 @@ func gaveUp(cause error) error {
 	return api.Errorf(api.ErrVMBoot, "the sandbox's monitor was told to stop: %w", cause)
 }
 
-// fail undoes the bring-up and returns err with what the console said last.
+// fail undoes the bring-up and returns err with what the console and the VMM
+// said last.
 func (m *monitor) fail(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		err = gaveUp(cause)
@@ -453,7 +478,7 @@ func (m *monitor) fail(ctx context.Context, err error) error {
 		failure.Code = api.ErrVMBoot
 	}
 	failure.VM = m.id
-	failure.Console = consoleTail(m.layout.Console(m.id))
+	failure.Console, failure.Log = tail(m.layout.Console(m.id)), tail(m.layout.MonitorLog(m.id))
 	if saveErr := m.save(func(r *store.Record) {
 		if m.vm == nil && r.Saved != nil && *r.Saved == m.layout.Reclaimed(m.id) {
 			r.Status, r.Reason = api.StatusPaused, failure.Message

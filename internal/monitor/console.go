@@ -13,16 +13,16 @@ import (
 	"github.com/vmsan/vmsan/internal/vmm"
 )
 
-// How much of the console goes into an error.
+// How much of a log goes into an error.
 const (
 	tailBytes = 8 << 10
 	tailLines = 20
 )
 
-// consoleTail returns the last lines of a console log, made safe to print.
+// tail returns the last lines of a log, made safe to print.
 // What cannot be read is left out: the error that it would go with matters
 // more.
-func consoleTail(path string) []string {
+func tail(path string) []string {
 	file, err := os.Open(path)
 	if err != nil {
 		return nil

@@ -187,13 +187,16 @@ func TestN7Isolation(t *testing.T) {
 // Case N7: walls that a user takes away are away, are said to be, and stay so.
 func TestN7WithoutWalls(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
-	id := vmsan.Create(t, "--no-seccomp", "--no-cgroup")
+	id := vmsan.Create(t, "--no-seccomp", "--no-cgroup", "--no-pid-ns")
 	for _, when := range []string{"after create", "after stop and start"} {
 		vm := vmsan.Inspect(t, id)
 		checkPrivileges(t, "VMM "+when, vm.PIDs.VMM, "0")
 		checkPrivileges(t, "gate "+when, vm.PIDs.Gate, "2")
-		if vm.Isolation.Seccomp || vm.Isolation.Cgroup {
+		if vm.Isolation.Seccomp || vm.Isolation.Cgroup || vm.Isolation.PIDNamespace {
 			t.Errorf("%s: inspect says %+v", when, vm.Isolation)
+		}
+		if theirs, ours := namespaces(t, vm.PIDs.VMM), namespaces(t, os.Getpid()); theirs["pid"] != ours["pid"] || theirs["net"] == ours["net"] {
+			t.Errorf("%s: the VMM has the namespaces %v, and we %v", when, theirs, ours)
 		}
 		for name, pid := range map[string]int{"VMM": vm.PIDs.VMM, "gate": vm.PIDs.Gate} {
 			if got := groupsOf(t, pid); got != groupsOf(t, os.Getpid()) {

@@ -65,7 +65,7 @@ type monitor struct {
 	first           *os.File // a client of the guest that came before it; nil without
 	gate            *gateProcess
 	network         *sandboxNetwork // nil without one
-	bareTap         *os.File        // of a device without a network
+	nic             *vmm.NIC        // nil without one
 	policyTurn      sync.Mutex      // held while the policy changes
 
 	standing sync.Mutex   // held while the machine is paused, resumed or saved; guards the next two
@@ -87,7 +87,7 @@ type monitor struct {
 // Main runs the monitor of the sandbox id until the sandbox has ended, or
 // until ctx ends, which is an order to stop it. The lock on the sandbox and
 // the pipe to report on are inherited, and withFirst a stream to the guest.
-func Main(ctx context.Context, layout store.Layout, id string, withFirst bool, driver func(name string) (vmm.Driver, error)) error {
+func Main(ctx context.Context, layout store.Layout, id string, withFirst bool, driver func(store.Layout, store.Spec) (vmm.Driver, error)) error {
 	lock := store.InheritLock(os.NewFile(fdLock, "lock"))
 	defer lock.Release()
 	report := os.NewFile(fdReport, "report")
@@ -113,7 +113,7 @@ func Main(ctx context.Context, layout store.Layout, id string, withFirst bool, d
 	return m.wait(ctx)
 }
 
-func newMonitor(layout store.Layout, id string, driver func(name string) (vmm.Driver, error)) (*monitor, error) {
+func newMonitor(layout store.Layout, id string, driver func(store.Layout, store.Spec) (vmm.Driver, error)) (*monitor, error) {
 	record, err := layout.Load(id)
 	if err != nil {
 		return nil, err
@@ -130,7 +130,7 @@ func newMonitor(layout store.Layout, id string, driver func(name string) (vmm.Dr
 		finished: make(chan struct{}),
 	}
 	m.undo.Add(log.Close)
-	m.driver, err = driver(record.Spec.Driver)
+	m.driver, err = driver(layout, record.Spec)
 	return m, err
 }
 

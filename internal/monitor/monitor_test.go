@@ -78,7 +78,7 @@ func newTestMonitor(t *testing.T, driver *fake.Driver, change func(*store.Record
 	if err := layout.Save(record); err != nil {
 		t.Fatal(err)
 	}
-	m, err := newMonitor(layout, testID, func(string) (vmm.Driver, error) { return driver, nil })
+	m, err := newMonitor(layout, testID, func(store.Layout, store.Spec) (vmm.Driver, error) { return driver, nil })
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -363,8 +363,8 @@ func TestConsoleLog(t *testing.T) {
 	if err != nil || len(text) > 1<<20 || !bytes.HasSuffix(text, []byte("0123456789abcde\nthe end\n")) {
 		t.Errorf("the log has %d bytes and ends in %q, %v", len(text), text[max(len(text)-40, 0):], err)
 	}
-	if tail := consoleTail(r.layout.Console(testID)); len(tail) != tailLines || tail[tailLines-1] != "the end" {
-		t.Errorf("the tail is %q", tail)
+	if lines := tail(r.layout.Console(testID)); len(lines) != tailLines || lines[tailLines-1] != "the end" {
+		t.Errorf("the tail is %q", lines)
 	}
 }
 

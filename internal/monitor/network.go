@@ -64,6 +64,14 @@ func (m *monitor) makeNetwork(ctx context.Context) (err error) {
 	}
 	m.undo.Add(n.Close)
 	m.network = &n
+	m.nic = &vmm.NIC{Tap: n.Tap(), MAC: network.GuestMAC}
+	if m.driver.Features().OpensTap {
+		name, err := n.LendTap(m.record.Host.UID)
+		if err != nil {
+			return networkError(err)
+		}
+		m.nic = &vmm.NIC{Name: name, Namespace: n.Namespace(), MAC: network.GuestMAC}
+	}
 	return nil
 }
 
@@ -72,10 +80,21 @@ func (m *monitor) makeBareNIC() (err error) {
 	if !m.record.Spec.HasNIC() {
 		return nil
 	}
-	if m.bareTap, err = network.BareTap(); err != nil {
+	if m.driver.Features().OpensTap {
+		name, namespace, err := network.LentBareTap(m.record.Host.UID)
+		if err != nil {
+			return networkError(err)
+		}
+		m.undo.Add(namespace.Close)
+		m.nic = &vmm.NIC{Name: name, Namespace: namespace, MAC: network.GuestMAC}
+		return nil
+	}
+	tap, err := network.BareTap()
+	if err != nil {
 		return networkError(err)
 	}
-	m.undo.Add(m.bareTap.Close)
+	m.undo.Add(tap.Close)
+	m.nic = &vmm.NIC{Tap: tap, MAC: network.GuestMAC}
 	return nil
 }
 
@@ -112,18 +131,6 @@ func networkError(err error) error {
 		return api.Errorf(api.ErrNetworkUnavailable, "make network: %w", err).WithHint("%s", host.Hint)
 	}
 	return api.Errorf(api.ErrNetwork, "make network: %w", err)
-}
-
-// nic is the guest's network device; nil without one.
-func (m *monitor) nic() *vmm.NIC {
-	tap := m.bareTap
-	if m.network != nil {
-		tap = m.network.Tap()
-	}
-	if tap == nil {
-		return nil
-	}
-	return &vmm.NIC{Tap: tap, MAC: network.GuestMAC}
 }
 
 // forGate are the files of the network that a gate gets.

@@ -37,6 +37,15 @@ func openTap(name string) (*os.File, error) {
 	return file, nil
 }
 
+// lendTap closes a tap after it has given it to a user.
+func lendTap(tap *os.File, owner uint32) error {
+	err := unix.IoctlSetInt(int(tap.Fd()), unix.TUNSETOWNER, int(owner))
+	if err = errors.Join(err, tap.Close()); err != nil {
+		return fmt.Errorf("lend tap to user %d: %w", owner, err)
+	}
+	return nil
+}
+
 // device is how a device of ours is to be.
 type device struct {
 	name    string

@@ -171,6 +171,14 @@ func (in *inside) connect(l lease, b policy.Bandwidth) error {
 // is the network's: who needs it longer duplicates it.
 func (n *Network) Tap() *os.File { return n.tap }
 
+// LendTap lets go of the tap, so that a VMM which runs as that user of the
+// host's can open it by name, and nobody else.
+func (n *Network) LendTap(owner uint32) (name string, err error) {
+	err = lendTap(n.tap, owner)
+	n.tap = nil
+	return tapName, err
+}
+
 // Namespace is the sandbox's, for the gate. It is the network's too.
 func (n *Network) Namespace() *os.File { return n.ns.File() }
 

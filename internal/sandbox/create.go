@@ -95,7 +95,8 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 	spec := store.Spec{
 		Env: o.Env, Workdir: o.Workdir, User: o.User, Volumes: o.Volumes,
 		Network: o.Network, Policy: o.Policy, Publications: o.Publications, Resolvers: o.Resolvers, Bandwidth: o.Bandwidth,
-		Pool: ready.Pool, RequireKVM: o.RequireKVM, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup, BootTimeout: o.BootTimeout,
+		Pool: ready.Pool, RequireKVM: o.RequireKVM, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup, NoPIDs: o.NoPIDs,
+		BootTimeout: o.BootTimeout,
 	}
 	if o.Snapshot != "" {
 		return s.planSnapshot(ctx, o, spec)
@@ -120,14 +121,15 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 		}
 		spec.Restart = o.Restart
 	}
-	if spec.Accelerator, err = choose(ready, o); err != nil {
+	if spec.Driver, spec.Accelerator, err = choose(ready, o); err != nil {
 		return nil, err
 	}
+	if spec.Filter, err = o.readFilter(ctx, spec.Driver); err != nil {
+		return nil, err
+	}
+	spec.Release = s.release(spec.Driver)
 	spec.Image, spec.Kernel = image.Digest, ready.Kernel
 	spec.VCPUs, spec.MemoryMiB, spec.DiskBytes = o.VCPUs, o.MemoryMiB, o.DiskBytes
-	if spec.Driver = o.Driver; o.Driver == "auto" {
-		spec.Driver = "qemu"
-	}
 	if o.Init {
 		spec.Init = initPath
 	}
@@ -151,9 +153,37 @@ func (o CreateOptions) record(spec store.Spec) *store.Record {
 	}
 }
 
-// choose picks the accelerator: the one asked for, if the boot that setup
-// made says that it works.
-func choose(ready setup.Record, o CreateOptions) (string, error) {
+// choose picks the driver and the accelerator: those asked for, if the boot
+// that setup made says that they work, and Firecracker where that works.
+func choose(ready setup.Record, o CreateOptions) (driver, accelerator string, err error) {
+	// Its jailer takes root to start.
+	works := ready.Firecracker != nil && ready.Firecracker.Works && os.Geteuid() == 0
+	switch {
+	case o.Driver == "firecracker" && !works:
+		return "", "", noFirecracker(ready)
+	case o.Driver == "firecracker", o.Driver == "auto" && o.Accelerator != "tcg" && works:
+		return "firecracker", "kvm", nil
+	}
+	accelerator, err = chooseAccelerator(ready, o)
+	return "qemu", accelerator, err
+}
+
+func noFirecracker(ready setup.Record) error {
+	switch v := ready.Firecracker; {
+	case os.Geteuid() != 0:
+		return api.Errorf(api.ErrPermission, "Firecracker's jailer needs root").WithFlag("--driver").
+			WithHint("sudo vmsan, or --driver qemu")
+	case v == nil:
+		return api.Errorf(api.ErrSetupMissingBinary, "Firecracker was not there when this host was set up").WithFlag("--driver").
+			WithHint("vmsan setup --firecracker, or vmsan setup with firecracker and jailer in the search path")
+	default:
+		return api.Errorf(api.ErrSetupKVMUnavailable, "Firecracker does not work on this host: %s", v.Reason).WithFlag("--driver").
+			WithHint("vmsan setup, once it does; or --driver qemu")
+	}
+}
+
+// chooseAccelerator picks QEMU's.
+func chooseAccelerator(ready setup.Record, o CreateOptions) (string, error) {
 	wanted := o.Accelerator
 	if o.RequireKVM {
 		wanted = "kvm"

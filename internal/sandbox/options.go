@@ -37,11 +37,13 @@ type CreateOptions struct {
 	Restart    string // of the main process: no, always, on-failure, on-failure:N; default no
 
 	Init        bool   // the image's own init becomes PID 1
-	Driver      string // auto, qemu
+	Driver      string // auto, firecracker, qemu
 	Accelerator string // auto, kvm, tcg
 	RequireKVM  bool   // refuse to run without
 	NoSeccomp   bool
+	Filter      string // file of system call filters in the VMM's own format, or its JSON
 	NoCgroup    bool
+	NoPIDs      bool // no process namespace for the VMM
 
 	Network      string // nat, none; default: nat for root, and where anything of a network is asked for
 	Policy       policy.Policy
@@ -109,11 +111,12 @@ func (o *CreateOptions) complete() error {
 		func() error { return CheckUser(o.User) },
 		func() error { return o.checkRestart() },
 		func() error { return o.checkVolumes() },
-		func() error { return checkChoice("--driver", o.Driver, "auto", "qemu") },
+		func() error { return checkChoice("--driver", o.Driver, "auto", "firecracker", "qemu") },
 		func() error { return checkChoice("--accel", o.Accelerator, "auto", "kvm", "tcg") },
 		func() error { return o.completeNetwork() },
 		func() error { return CheckBootTimeout(o.BootTimeout) },
 		func() error { return o.checkKVM() },
+		func() error { return o.checkFilter() },
 	} {
 		if err := check(); err != nil {
 			return err
@@ -130,6 +133,10 @@ func setDefault[T comparable](value *T, def T) {
 }
 
 func (o *CreateOptions) checkKVM() error {
+	if o.Driver == "firecracker" && o.Accelerator == "tcg" {
+		return api.Errorf(api.ErrValidationFlags, "Cannot use --driver firecracker and --accel tcg together: Firecracker needs KVM").
+			WithFlag("--driver").WithHint("use either --driver firecracker or --accel tcg")
+	}
 	if o.RequireKVM && o.Accelerator == "tcg" {
 		return api.Errorf(api.ErrValidationFlags, "Cannot use --require-kvm and --accel tcg together").
 			WithFlag("--require-kvm").WithHint("use either --require-kvm or --accel tcg")

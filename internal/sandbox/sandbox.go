@@ -12,6 +12,7 @@ import (
 	"github.com/vmsan/vmsan/internal/scratch"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/vmm"
+	"github.com/vmsan/vmsan/internal/vmm/firecracker"
 	"github.com/vmsan/vmsan/internal/vmm/qemu"
 )
 
@@ -40,12 +41,14 @@ func Open(layout store.Layout, log *slog.Logger) (*Service, error) {
 func At(layout store.Layout, log *slog.Logger) *Service { return &Service{layout: layout, log: log} }
 
 // Driver returns the driver with that name.
-func Driver(name string) (vmm.Driver, error) {
-	switch name {
+func Driver(layout store.Layout, spec store.Spec) (vmm.Driver, error) {
+	switch spec.Driver {
 	case "qemu":
 		return qemu.Driver{}, nil
+	case firecracker.Name:
+		return firecracker.Driver{Dir: releases(layout).Path(spec.Release)}, nil
 	}
-	return nil, api.Errorf(api.ErrUnsupported, "there is no driver %q", name)
+	return nil, api.Errorf(api.ErrUnsupported, "there is no driver %q", spec.Driver)
 }
 
 // images is the store of images.

@@ -48,7 +48,7 @@ type vmmFiles struct{ memory, state string }
 // that; stream is a path for what is in between.
 func (s *Service) saveTo(ctx context.Context, r *store.Record, to control.SaveRequest, stream string, files vmmFiles) (
 	answer control.SaveAnswer, err error) {
-	driver, err := Driver(r.Spec.Driver)
+	driver, err := Driver(s.layout, r.Spec)
 	if err != nil {
 		return answer, err
 	}
@@ -132,7 +132,7 @@ func helperJail(dir, prefix string, uid uint32) (shut vmm.Jail, release func() e
 
 // here is what a saved machine depends on, on this host.
 func (s *Service) here(ctx context.Context, spec store.Spec) (snapshot.Host, error) {
-	driver, err := Driver(spec.Driver)
+	driver, err := Driver(s.layout, spec)
 	if err != nil {
 		return snapshot.Host{}, err
 	}

@@ -2,8 +2,11 @@ package sandbox
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os"
+	"os/exec"
 	"time"
 
 	"github.com/vmsan/vmsan/api"
@@ -14,15 +17,19 @@ import (
 	"github.com/vmsan/vmsan/internal/scratch"
 	"github.com/vmsan/vmsan/internal/setup"
 	"github.com/vmsan/vmsan/internal/vmm"
+	"github.com/vmsan/vmsan/internal/vmm/firecracker"
+	"github.com/vmsan/vmsan/internal/vmm/firecracker/release"
 	"github.com/vmsan/vmsan/internal/vmm/qemu"
 )
 
 // SetupOptions say what to set up.
 type SetupOptions struct {
-	Kernel    string       // a kernel's file
-	KernelDeb string       // a Debian package with a kernel
-	SkipImage bool         // leave out the default image
-	Pool      netip.Prefix // where sandboxes get addresses from; zero: as it is
+	Kernel    string         // a kernel's file
+	KernelDeb string         // a Debian package with a kernel
+	SkipImage bool           // leave out the default image
+	Release   release.Source // of Firecracker; zero: the one there is
+	ReleaseTo string         // file that gets the release, to be used elsewhere
+	Pool      netip.Prefix   // where sandboxes get addresses from; zero: as it is
 	Progress  func(setup.Event)
 }
 
@@ -46,14 +53,37 @@ func (s *Service) Setup(ctx context.Context, o SetupOptions) (setup.Record, erro
 	record, err := setup.Run(ctx, setup.Options{
 		Layout: s.layout, Agent: agent, Kernel: o.Kernel, KernelDeb: o.KernelDeb, SkipImage: o.SkipImage,
 		Accels: accels, VMM: features.Name + " " + version, Progress: o.Progress,
-		Probe:      func(ctx context.Context, accel string, k kernel.Kernel) error { return s.probe(ctx, driver, accel, k) },
-		KeepKernel: s.usesKernel,
-		Pool:       o.Pool, CheckPool: network.CheckPool,
+		Probe:       func(ctx context.Context, accel string, k kernel.Kernel) error { return s.probe(ctx, driver, accel, k) },
+		Release:     s.installRelease(o.Release),
+		Firecracker: func(release string) *setup.Second { return s.firecrackerProbe(ctx, release) },
+		KeepKernel:  s.usesKernel,
+		Pool:        o.Pool, CheckPool: network.CheckPool,
 	})
+	if err == nil && o.ReleaseTo != "" {
+		err = s.exportRelease(record, o.ReleaseTo)
+	}
 	if err != nil || o.SkipImage {
 		return record, err
 	}
 	return record, s.setupTemplate(ctx, o.Progress)
+}
+
+// firecrackerProbe is nil where there is no Firecracker to be tried.
+func (s *Service) firecrackerProbe(ctx context.Context, release string) *setup.Second {
+	driver := firecracker.Driver{Dir: releases(s.layout).Path(release)}
+	if _, err := exec.LookPath(driver.Program()); errors.Is(err, exec.ErrNotFound) || os.Geteuid() != 0 {
+		return nil
+	}
+	version, err := driver.Version(ctx)
+	return &setup.Second{
+		VMM: "firecracker " + version,
+		Probe: func(ctx context.Context, k kernel.Kernel) error {
+			if err != nil {
+				return err
+			}
+			return s.probe(ctx, driver, "kvm", k)
+		},
+	}
 }
 
 // stepTemplate is the last step of setup.

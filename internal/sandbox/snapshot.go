@@ -27,10 +27,12 @@ func (s *Service) snapshots() snapshot.Store {
 // guestOptions are what a sandbox keeps of its source besides what the
 // machine is made of.
 type guestOptions struct {
-	Network string            `json:"network"`
-	Init    string            `json:"init,omitempty"`
-	Env     map[string]string `json:"env,omitempty"`
-	Workdir string            `json:"workdir,omitempty"`
+	Network string `json:"network"`
+	// MemoryLeftMiB is what its balloon has left; see store.Spec.
+	MemoryLeftMiB int               `json:"memory_left_mib,omitempty"`
+	Init          string            `json:"init,omitempty"`
+	Env           map[string]string `json:"env,omitempty"`
+	Workdir       string            `json:"workdir,omitempty"`
 	// What the memory runs already, and a later boot is to run again.
 	Main       []string `json:"main,omitempty"`
 	Restart    string   `json:"restart,omitempty"`
@@ -52,7 +54,7 @@ func (s *Service) manifest(ctx context.Context, r *store.Record) (m snapshot.Man
 		return m, err
 	}
 	m.Guest, err = json.Marshal(guestOptions{
-		Network: r.Spec.Network, Init: r.Spec.Init, Env: r.Spec.Env, Workdir: r.Spec.Workdir, User: r.Spec.User,
+		Network: r.Spec.Network, MemoryLeftMiB: r.Spec.MemoryLeftMiB, Init: r.Spec.Init, Env: r.Spec.Env, Workdir: r.Spec.Workdir, User: r.Spec.User,
 		Main: r.Spec.Main, Restart: r.Spec.Restart, StopSignal: r.Spec.StopSignal,
 	})
 	return m, err
@@ -209,7 +211,7 @@ func (s *Service) usable(ctx context.Context, ref string) (m snapshot.Manifest, 
 	if g, err = optionsOf(m); err != nil {
 		return m, g, api.Errorf(api.ErrSnapshotCorrupt, "snapshot %s: read its options: %w", m.ID, err)
 	}
-	here, err := s.here(ctx, store.Spec{Driver: m.Host.Driver, Accelerator: m.Host.Accelerator, Kernel: m.Host.Kernel})
+	here, err := s.here(ctx, s.specOf(m.Host))
 	if err != nil {
 		return m, g, err
 	}
@@ -239,6 +241,7 @@ func optionsOf(m snapshot.Manifest) (g guestOptions, err error) {
 		func() error { return CheckEnv(g.Env) },
 		func() error { return CheckWorkdir(g.Workdir) },
 		func() error { return CheckUser(g.User) },
+		func() error { return checkInteger("memory left", g.MemoryLeftMiB, 0, m.MemoryMiB, " MiB") },
 	} {
 		if err := check(); err != nil {
 			return g, err
@@ -284,9 +287,12 @@ func (s *Service) planSnapshot(ctx context.Context, o CreateOptions, pool store.
 	}
 	spec := pool
 	spec.Image, spec.ImageName, spec.Kernel = m.Image, m.ImageName, m.Host.Kernel
-	spec.Driver, spec.Accelerator = m.Host.Driver, m.Host.Accelerator
+	spec.Driver, spec.Accelerator, spec.Release = m.Host.Driver, m.Host.Accelerator, s.releaseOf(m.Host)
+	if spec.Filter, err = o.readFilter(ctx, spec.Driver); err != nil {
+		return nil, err
+	}
 	spec.VCPUs, spec.MemoryMiB, spec.DiskBytes = m.VCPUs, m.MemoryMiB, m.DiskBytes
-	spec.Init, spec.Network = g.Init, g.Network
+	spec.Init, spec.Network, spec.MemoryLeftMiB = g.Init, g.Network, g.MemoryLeftMiB
 	spec.Main, spec.Restart, spec.StopSignal = g.Main, g.Restart, g.StopSignal
 	if spec.Env == nil {
 		spec.Env = g.Env
@@ -343,6 +349,7 @@ func (s *Service) Restore(ctx context.Context, ref, snap string) (*store.Record,
 	r.Saved = savedIn(s.snapshots(), m.ID)
 	r.Spec.Image, r.Spec.ImageName, r.Spec.Kernel = m.Image, m.ImageName, m.Host.Kernel
 	r.Spec.Driver, r.Spec.Accelerator, r.Spec.Init = m.Host.Driver, m.Host.Accelerator, g.Init
+	r.Spec.Release, r.Spec.MemoryLeftMiB = s.releaseOf(m.Host), g.MemoryLeftMiB
 	r.Spec.VCPUs, r.Spec.MemoryMiB, r.Spec.DiskBytes = m.VCPUs, m.MemoryMiB, m.DiskBytes
 	r.Grown = false
 	if err := s.replaceOverlay(r); err != nil {

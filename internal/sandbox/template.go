@@ -164,7 +164,7 @@ func templateSpec(spec store.Spec) store.Spec {
 		network = networkDetached
 	}
 	return store.Spec{
-		Image: spec.Image, ImageName: spec.ImageName, Kernel: spec.Kernel, Driver: spec.Driver, Accelerator: spec.Accelerator,
+		Image: spec.Image, ImageName: spec.ImageName, Kernel: spec.Kernel, Driver: spec.Driver, Accelerator: spec.Accelerator, Release: spec.Release,
 		VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB, DiskBytes: spec.DiskBytes, Init: spec.Init,
 		Network: network, BootTimeout: spec.BootTimeout,
 	}
@@ -284,7 +284,7 @@ func storedBytes(m snapshot.Manifest) (n int64) {
 // outdated tells whether m was made by or for something that is not here any
 // more.
 func (s *Service) outdated(ctx context.Context, m snapshot.Manifest) bool {
-	here, err := s.here(ctx, store.Spec{Driver: m.Host.Driver, Accelerator: m.Host.Accelerator, Kernel: m.Host.Kernel})
+	here, err := s.here(ctx, s.specOf(m.Host))
 	if err != nil {
 		return false
 	}

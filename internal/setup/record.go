@@ -38,6 +38,12 @@ type Record struct {
 	Verdicts []Verdict `json:"verdicts,omitempty"`
 	// Accel is the accelerator that sandboxes use, the first that works.
 	Accel string `json:"accel,omitempty"`
+	// Firecracker is what became of a boot with Firecracker. Nil where that is
+	// not installed.
+	Firecracker *Verdict `json:"firecracker,omitempty"`
+	// FirecrackerRelease names the release that setup has put into the state
+	// directory. Empty: the programs in the search path are used.
+	FirecrackerRelease string `json:"firecracker_release,omitempty"`
 	// Pool is where sandboxes get the addresses of their side of the host's
 	// network from.
 	Pool      netip.Prefix `json:"pool,omitzero"`

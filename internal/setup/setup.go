@@ -45,6 +45,13 @@ type Options struct {
 	Pool netip.Prefix
 	// CheckPool tells whether this host can use a pool. Default: it can.
 	CheckPool func(netip.Prefix) error
+	// Release has a release of Firecracker in place: the one there is, whose
+	// name it gets, if that is what was asked for and whole. It returns its
+	// name, or "" for the programs in the search path. Optional.
+	Release func(ctx context.Context, current string, event func(State, string)) (name string, err error)
+	// Firecracker tries a second VMM, with KVM. It returns nil where there is
+	// none. Optional.
+	Firecracker func(release string) *Second
 	// Progress gets events in the order in which things happen, from one
 	// goroutine at a time but not always the caller's. Optional.
 	Progress func(Event)
@@ -52,6 +59,12 @@ type Options struct {
 	// with a digest. Those it does not need, setup removes when it installs
 	// another one. Default: all are kept.
 	KeepKernel func(digest string) bool
+}
+
+// Second is a VMM that may or may not work, beside the first, which has to.
+type Second struct {
+	VMM   string // its name and version
+	Probe func(context.Context, kernel.Kernel) error
 }
 
 // Event is progress.
@@ -71,8 +84,10 @@ const (
 	StepClean  Step = "clean"
 	StepKernel Step = "kernel"
 	StepImage  Step = "image"
-	StepProbe  Step = "probe"
-	StepPool   Step = "network"
+	// StepFirecracker is left out where nobody asked for a release.
+	StepFirecracker Step = "firecracker"
+	StepProbe       Step = "probe"
+	StepPool        Step = "network"
 )
 
 // State is how far a step is.
@@ -116,6 +131,9 @@ func Run(ctx context.Context, o Options) (Record, error) {
 	}
 	if err := o.image(ctx, &r); err != nil {
 		return r, o.failed(StepImage, err)
+	}
+	if err := o.release(ctx, &r); err != nil {
+		return r, o.failed(StepFirecracker, err)
 	}
 	if err := o.probe(ctx, &r, k); err != nil {
 		return r, o.failed(StepProbe, err)
@@ -379,12 +397,50 @@ func (o *Options) probe(ctx context.Context, r *Record, k kernel.Kernel) error {
 		verdicts = append(verdicts, v)
 	}
 	r.Verdicts, r.Accel = verdicts, firstWorking(verdicts)
+	if err := o.trySecond(ctx, r, basis, k); err != nil {
+		return err
+	}
 	if err := r.save(o.Layout); err != nil {
 		return err
 	}
 	if r.Accel == "" {
 		return noAccelerator(verdicts)
 	}
+	return nil
+}
+
+// release has Firecracker in place.
+func (o *Options) release(ctx context.Context, r *Record) (err error) {
+	if o.Release == nil {
+		return nil
+	}
+	event := func(state State, detail string) { o.event(StepFirecracker, state, "%s", detail) }
+	if r.FirecrackerRelease, err = o.Release(ctx, r.FirecrackerRelease, event); err != nil {
+		return err
+	}
+	return r.save(o.Layout)
+}
+
+// trySecond tries Firecracker, if it is there.
+func (o *Options) trySecond(ctx context.Context, r *Record, basis Basis, k kernel.Kernel) error {
+	var second *Second
+	if o.Firecracker != nil {
+		second = o.Firecracker(r.FirecrackerRelease)
+	}
+	if second == nil {
+		r.Firecracker = nil
+		return nil
+	}
+	basis.VMM = second.VMM
+	if v := r.Firecracker; v != nil && v.Works && v.Basis == basis {
+		o.event(StepProbe, Kept, "%s works", basis.VMM)
+		return nil
+	}
+	v, err := o.boot(ctx, basis.VMM, basis, func() error { return second.Probe(ctx, k) })
+	if err != nil {
+		return err
+	}
+	v.Accel, r.Firecracker = "kvm", &v
 	return nil
 }
 
@@ -395,14 +451,20 @@ func (o *Options) tryAccel(ctx context.Context, r *Record, accel string, basis B
 		o.event(StepProbe, Kept, "%s works", accel)
 		return v, nil
 	}
-	o.event(StepProbe, Running, "%s", accel)
+	v, err := o.boot(ctx, accel, basis, func() error { return o.Probe(ctx, accel, k) })
+	v.Accel = accel
+	return v, err
+}
+
+// boot tries what is called name.
+func (o *Options) boot(ctx context.Context, name string, basis Basis, probe func() error) (Verdict, error) {
+	o.event(StepProbe, Running, "%s", name)
 	start := time.Now()
-	err := o.Probe(ctx, accel, k)
+	err := probe()
 	if ctx.Err() != nil {
 		return Verdict{}, ctx.Err()
 	}
 	v := Verdict{
-		Accel:     accel,
 		Works:     err == nil,
 		Seconds:   time.Since(start).Seconds(),
 		CheckedAt: start.UTC().Truncate(time.Second),
@@ -410,10 +472,10 @@ func (o *Options) tryAccel(ctx context.Context, r *Record, accel string, basis B
 	}
 	if err != nil {
 		v.Reason = oneLine(err.Error())
-		o.event(StepProbe, Done, "%s does not work: %s", accel, v.Reason)
+		o.event(StepProbe, Done, "%s does not work: %s", name, v.Reason)
 		return v, nil
 	}
-	o.event(StepProbe, Done, "%s works: booted in %.1f s", accel, v.Seconds)
+	o.event(StepProbe, Done, "%s works: booted in %.1f s", name, v.Seconds)
 	return v, nil
 }
 

@@ -79,6 +79,9 @@ func runDir(dir string, root bool) string {
 	return filepath.Join("/tmp", fmt.Sprintf("%s-%d", name, os.Geteuid()))
 }
 
+// Filter is a running sandbox's own filter of system calls, if it has one.
+func (l Layout) Filter(id string) string { return filepath.Join(l.SandboxRun(id), "filter") }
+
 // Lock serializes the allocation of ids, names and slots.
 func (l Layout) Lock() string { return filepath.Join(l.Dir, "lock") }
 
@@ -92,6 +95,9 @@ func (l Layout) SetupLock() string { return filepath.Join(l.Dir, "setup.lock") }
 func (l Layout) Reclaimed(id string) Saved {
 	return Saved{Memory: filepath.Join(l.Sandbox(id), "memory"), State: filepath.Join(l.Sandbox(id), "state")}
 }
+
+// Releases holds one directory per release of Firecracker.
+func (l Layout) Releases() string { return filepath.Join(l.Dir, "firecracker") }
 
 // Tmp holds files being made, on the file system they will be renamed within.
 func (l Layout) Tmp() string { return filepath.Join(l.Dir, "tmp") }

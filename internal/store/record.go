@@ -63,17 +63,23 @@ type Record struct {
 
 // Spec is what the user asked for, with every default filled in.
 type Spec struct {
-	Image       string            `json:"image"` // digest
-	ImageName   string            `json:"image_name"`
-	Kernel      string            `json:"kernel"` // digest
-	Driver      string            `json:"driver"`
-	Accelerator string            `json:"accelerator"`
-	VCPUs       int               `json:"vcpus"`
-	MemoryMiB   int               `json:"memory_mib"`
-	DiskBytes   int64             `json:"disk_bytes"`
-	Env         map[string]string `json:"env,omitempty"`
-	Workdir     string            `json:"workdir,omitempty"`
-	User        string            `json:"user,omitempty"`
+	Image     string `json:"image"` // digest
+	ImageName string `json:"image_name"`
+	Kernel    string `json:"kernel"` // digest
+	Driver    string `json:"driver"`
+	// Release is that of Firecracker which runs, or last did, or with whose
+	// memory the sandbox goes on. Empty: it is in the search path.
+	Release     string `json:"release,omitempty"`
+	Accelerator string `json:"accelerator"`
+	VCPUs       int    `json:"vcpus"`
+	MemoryMiB   int    `json:"memory_mib"`
+	// MemoryLeftMiB is how much of it the guest is to have, until it boots
+	// again. 0: all.
+	MemoryLeftMiB int               `json:"memory_left_mib,omitempty"`
+	DiskBytes     int64             `json:"disk_bytes"`
+	Env           map[string]string `json:"env,omitempty"`
+	Workdir       string            `json:"workdir,omitempty"`
+	User          string            `json:"user,omitempty"`
 	// Main is the main process, which the sandbox ends with. Restart says when
 	// it is started again instead, and StopSignal asks it to end.
 	Main       []string `json:"main,omitempty"`
@@ -93,9 +99,13 @@ type Spec struct {
 	Publications []policy.Publication `json:"publications,omitempty"`
 	Bandwidth    policy.Bandwidth     `json:"bandwidth,omitzero"`
 
-	RequireKVM  bool          `json:"require_kvm,omitempty"`
-	NoSeccomp   bool          `json:"no_seccomp,omitempty"`
-	NoCgroup    bool          `json:"no_cgroup,omitempty"`
+	RequireKVM bool `json:"require_kvm,omitempty"`
+	NoSeccomp  bool `json:"no_seccomp,omitempty"`
+	NoCgroup   bool `json:"no_cgroup,omitempty"`
+	NoPIDs     bool `json:"no_pid_namespace,omitempty"`
+	// Filter has system call filters in the VMM's own format. None: those
+	// that it comes with.
+	Filter      []byte        `json:"seccomp_filter,omitempty"`
 	BootTimeout time.Duration `json:"boot_timeout_ns"`
 }
 

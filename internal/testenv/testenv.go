@@ -21,6 +21,9 @@ const (
 	stateVar = "VMSAN_TEST_STATE"
 	// kvmVar asks for the tests that need KVM to work.
 	kvmVar = "VMSAN_TEST_KVM"
+	// firecrackerVar asks for the tests with a real Firecracker, and names a
+	// directory with that and its jailer.
+	firecrackerVar = "VMSAN_TEST_FIRECRACKER_DIR"
 )
 
 // RequireRoot skips t unless tests for root were asked for.
@@ -40,6 +43,27 @@ func RequireKVM(t testing.TB) {
 	if os.Getenv(kvmVar) == "" {
 		t.Skipf("needs KVM: not asked for with %s=1", kvmVar)
 	}
+}
+
+// RequireFirecracker skips t unless tests with a real Firecracker were asked
+// for. It is first in the search path then.
+func RequireFirecracker(t testing.TB) {
+	t.Helper()
+	dir := os.Getenv(firecrackerVar)
+	if dir == "" {
+		t.Skipf("needs a real Firecracker: not asked for with %s=DIR", firecrackerVar)
+	}
+	for _, name := range []string{"firecracker", "jailer"} {
+		if _, err := exec.LookPath(filepath.Join(dir, name)); err != nil {
+			t.Fatalf("%s asks for a real Firecracker: %v", firecrackerVar, err)
+		}
+	}
+	for _, other := range []string{rootVar, stateVar} {
+		if os.Getenv(other) == "" {
+			t.Fatalf("%s asks for tests that need %s too", firecrackerVar, other)
+		}
+	}
+	t.Setenv("PATH", dir+":"+os.Getenv("PATH"))
 }
 
 // RequireVM skips t unless tests that boot machines were asked for. It

@@ -5,6 +5,7 @@ package vmm
 
 import (
 	"context"
+	"encoding/json"
 	"fmt"
 	"net"
 	"os"
@@ -62,11 +63,16 @@ type Disk struct {
 	ReadOnly bool
 }
 
-// NIC is a network device. The driver does not close Tap.
+// NIC is a network device. The driver does not close its files.
 type NIC struct {
 	// Tap is one queue of a tap device made with IFF_NO_PI and IFF_VNET_HDR.
+	// Nil for a driver that OpensTap.
 	Tap *os.File
-	MAC net.HardwareAddr
+	// Name and Namespace, which is a network namespace, are where such a driver
+	// finds a tap that nobody has open and Jail.User owns.
+	Name      string
+	Namespace *os.File
+	MAC       net.HardwareAddr
 }
 
 // Jail says how the VMM is shut in.
@@ -80,6 +86,20 @@ type Jail struct {
 	Cgroup *cgroup.Group
 	// NoSeccomp leaves the VMM's system call filter off.
 	NoSeccomp bool
+	// Filter has system call filters in the VMM's own format, in the place of
+	// those that it comes with, for a driver that TakesFilter. Optional.
+	Filter *os.File
+	// NoPIDNamespace leaves the VMM among the host's processes.
+	NoPIDNamespace bool
+}
+
+// Namespaces are the CLONE_NEW flags of those that a VMM gets.
+func (j Jail) Namespaces() uintptr {
+	const most = unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+	if j.NoPIDNamespace {
+		return most
+	}
+	return most | unix.CLONE_NEWPID
 }
 
 // Features are what a driver can do, as data.
@@ -93,6 +113,10 @@ type Features struct {
 	// Seals says that what Save writes has to be sealed before it can be
 	// restored. Without it, it can be restored as it is.
 	Seals bool
+	// OpensTap says that the VMM opens its tap itself: it cannot be handed one.
+	OpensTap bool
+	// TakesFilter says that there can be a Jail.Filter.
+	TakesFilter bool
 }
 
 // Driver starts virtual machines. Its methods may be called from any
@@ -180,6 +204,20 @@ type VM interface {
 	Stop(ctx context.Context) error
 }
 
+// Ballooned is a VM that can have less memory than it was made with.
+type Ballooned interface {
+	// SetMemory leaves the guest so much of the memory that it was made with,
+	// in MiB. It returns before the guest has given the rest back, which it
+	// may never do.
+	SetMemory(ctx context.Context, mib int) error
+}
+
+// Metered is a VM that counts what it does.
+type Metered interface {
+	// Metrics returns its counters, as JSON in the VMM's own form.
+	Metrics(ctx context.Context) (json.RawMessage, error)
+}
+
 // Exit says how a VMM ended.
 type Exit struct {
 	// Reason is a clause like "the guest shut down", or says what became of
@@ -193,7 +231,7 @@ type Exit struct {
 // VM and closed when it is Done, which may be at any moment; Dup makes a link
 // that can be handed from one gate to the next.
 type Link struct {
-	Control, Data *os.File // sockets: the ports of package link
+	Control, Data *os.File // sockets, for link.HostPort
 	Console       *os.File // socket: the serial console
 }
 
@@ -239,11 +277,11 @@ func (l Link) DialGuest(ctx context.Context) (*link.Host, error) {
 		return nil, fmt.Errorf("dial guest: %w", err)
 	}
 	defer own.Close()
-	control, err := net.FileConn(own.Control)
+	control, err := link.HostPort(own.Control)
 	if err != nil {
 		return nil, fmt.Errorf("dial guest: %w", err)
 	}
-	data, err := net.FileConn(own.Data)
+	data, err := link.HostPort(own.Data)
 	if err != nil {
 		control.Close()
 		return nil, fmt.Errorf("dial guest: %w", err)

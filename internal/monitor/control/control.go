@@ -80,6 +80,16 @@ type SaveAnswer struct {
 	DiskMethod string        `json:"disk_method,omitempty"`
 }
 
+// MemoryRequest is how much of its memory the guest is to have.
+type MemoryRequest struct {
+	MiB int `json:"mib"`
+}
+
+// MetricsAnswer is what the VMM counts, in its own form.
+type MetricsAnswer struct {
+	Metrics json.RawMessage `json:"metrics"`
+}
+
 // Monitor is what a monitor does on request. Its methods are called from any
 // goroutine.
 type Monitor interface {
@@ -102,6 +112,10 @@ type Monitor interface {
 	// Leave is Stop for a machine that has stood since it was saved: the
 	// sandbox stays paused, and goes on from these files.
 	Leave(ctx context.Context, memory, state string) error
+	// SetMemory leaves the guest so much of its memory, in MiB.
+	SetMemory(ctx context.Context, mib int) error
+	// Metrics returns what the VMM counts.
+	Metrics(ctx context.Context) (json.RawMessage, error)
 	// Hold ends an ephemeral sandbox when ctx ends.
 	Hold(ctx context.Context) error
 }
@@ -127,6 +141,13 @@ func Handler(m Monitor, log *slog.Logger) http.Handler {
 	})
 	handle(mux, log, "POST /leave", func(ctx context.Context, r LeaveRequest) (none, error) {
 		return none{}, m.Leave(ctx, r.Memory, r.State)
+	})
+	handle(mux, log, "POST /memory", func(ctx context.Context, r MemoryRequest) (none, error) {
+		return none{}, m.SetMemory(ctx, r.MiB)
+	})
+	handle(mux, log, "POST /metrics", func(ctx context.Context, _ none) (MetricsAnswer, error) {
+		text, err := m.Metrics(ctx)
+		return MetricsAnswer{text}, err
 	})
 	handle(mux, log, "POST /hold", func(ctx context.Context, _ none) (none, error) { return none{}, m.Hold(ctx) })
 	return mux
@@ -211,6 +232,18 @@ func (c *Client) Resize(ctx context.Context, bytes int64) error {
 // Leave ends a machine that was saved and goes on later; see Monitor.
 func (c *Client) Leave(ctx context.Context, memory, state string) error {
 	return c.post(ctx, "/leave", LeaveRequest{Memory: memory, State: state}, &none{})
+}
+
+// SetMemory leaves the guest so much of its memory; see Monitor.
+func (c *Client) SetMemory(ctx context.Context, mib int) error {
+	return c.post(ctx, "/memory", MemoryRequest{MiB: mib}, &none{})
+}
+
+// Metrics returns what the VMM counts; see Monitor.
+func (c *Client) Metrics(ctx context.Context) (json.RawMessage, error) {
+	var answer MetricsAnswer
+	err := c.post(ctx, "/metrics", none{}, &answer)
+	return answer.Metrics, err
 }
 
 // Hold keeps an ephemeral sandbox alive until ctx ends or the caller dies.

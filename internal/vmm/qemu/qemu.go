@@ -200,7 +200,7 @@ func launch(path string, b build, e ends, output *os.File) (*jail.Process, error
 	jailed := jail.Spec{Path: path, Stdout: output, Stderr: output, Cgroup: b.spec.Jail.Cgroup, User: b.spec.Jail.User}
 	if b.spec.Jail.User != nil {
 		jailed.Root = root(path, b.spec)
-		jailed.Namespaces = unix.CLONE_NEWPID | unix.CLONE_NEWNET | unix.CLONE_NEWIPC | unix.CLONE_NEWUTS
+		jailed.Namespaces = b.spec.Jail.Namespaces()
 		b.spec.Kernel, b.spec.Initramfs = jailKernel, jailInitramfs
 	}
 	if b.memory != nil {
