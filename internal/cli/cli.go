@@ -203,6 +203,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		{"Commands in a sandbox:", []*cobra.Command{
 			a.execCommand(), a.connectCommand(), a.sessionsCommand(), a.psCommand(), a.attachCommand(), a.killCommand(),
 		}},
+		{"Files in a sandbox:", []*cobra.Command{a.cpCommand(), a.uploadCommand(), a.downloadCommand()}},
 		{"Images:", []*cobra.Command{a.imageCommand()}},
 		{"This program:", []*cobra.Command{
 			a.setupCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
