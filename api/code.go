@@ -111,6 +111,8 @@ const (
 	ErrExecNotFound      Code = "ERR_EXEC_NOT_FOUND"
 	ErrExecNotExecutable Code = "ERR_EXEC_NOT_EXECUTABLE"
 	ErrProcessNotFound   Code = "ERR_PROCESS_NOT_FOUND"
+	ErrFileNotFound      Code = "ERR_FILE_NOT_FOUND"
+	ErrFile              Code = "ERR_FILE"
 )
 
 // Meaning says what a code stands for.
@@ -206,4 +208,6 @@ var Codes = map[Code]Meaning{
 	ErrExecNotFound:      {KindNotFound, "the guest has no such program"},
 	ErrExecNotExecutable: {KindPermission, "the guest's file cannot be executed"},
 	ErrProcessNotFound:   {KindNotFound, "the guest has no such process"},
+	ErrFileNotFound:      {KindNotFound, "there is no such file, in the guest or here"},
+	ErrFile:              {KindConflict, "a file cannot be read, or be made where it is to be"},
 }

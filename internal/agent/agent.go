@@ -175,6 +175,8 @@ func (a *Agent) HostHandler() http.Handler {
 	mux.Handle(guestv1connect.NewHostHandler(&hostService{agent: a}, connectOptions()...))
 	mux.HandleFunc("POST /init", a.serveInit)
 	mux.HandleFunc("GET /vmsan/dial", a.serveDial)
+	mux.HandleFunc("GET /vmsan/tree", a.serveTree)
+	mux.HandleFunc("PUT /vmsan/tree", a.takeTree)
 	return allowOrigins(withTrust(mux))
 }
 

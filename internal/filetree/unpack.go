@@ -1,0 +1,389 @@
+package filetree
+
+import (
+	"archive/tar"
+	"bytes"
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"io/fs"
+	"os"
+	"path"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// UnpackOptions say what becomes of a stream.
+type UnpackOptions struct {
+	// Owner has all files; nil: those that the stream says.
+	Owner *Owner
+	// Trusted keeps the bits that lend a program its owner's rights.
+	Trusted bool
+	// Progress is optional.
+	Progress Progress
+}
+
+// Unpack makes the files of a tar stream below directory, and replaces files
+// that are there by those that come; directories stay, with what else is in
+// them. A file has its name only when it is whole. No entry leads outside of
+// directory, not by its name and not by a symbolic link, whoever made it.
+func Unpack(ctx context.Context, r io.Reader, directory string, o UnpackOptions) (Totals, error) {
+	root, err := os.OpenRoot(directory)
+	if err != nil {
+		return Totals{}, err
+	}
+	u := &unpacker{ctx: ctx, options: o, tar: tar.NewReader(r), root: root, at: root, buffer: make([]byte, copyBuffer)}
+	defer u.close()
+	if err := u.unpack(); err != nil {
+		return u.totals, err
+	}
+	return u.totals, u.finishDirectories()
+}
+
+type unpacker struct {
+	ctx     context.Context
+	options UnpackOptions
+	tar     *tar.Reader
+	totals  Totals
+	buffer  []byte
+
+	root *os.Root
+	// at is the directory of the last entry, below root: most have their
+	// neighbours there.
+	at   *os.Root
+	path string // of at, "" for root itself
+
+	// directories get what would be in the way, or would change, at the end.
+	directories []*tar.Header
+}
+
+func (u *unpacker) close() {
+	if u.at != u.root {
+		u.at.Close()
+	}
+	u.root.Close()
+}
+
+func (u *unpacker) unpack() error {
+	for n := 0; ; n++ {
+		if err := u.ctx.Err(); err != nil {
+			return err
+		}
+		h, err := u.tar.Next()
+		if err == io.EOF {
+			return nil
+		}
+		if err != nil {
+			return fmt.Errorf("read the stream: %w", err)
+		}
+		if n >= maxEntries {
+			return fmt.Errorf("more than %d files", maxEntries)
+		}
+		if err := u.entry(h); err != nil {
+			return err
+		}
+	}
+}
+
+// entry makes one file.
+func (u *unpacker) entry(h *tar.Header) error {
+	name, err := localName(h.Name)
+	if err != nil {
+		return err
+	}
+	h.Name = name
+	if isSparse(h) {
+		return fmt.Errorf("%.200q is a sparse entry, as tar --sparse makes them, and only plain ones are taken", name)
+	}
+	if h.Typeflag == tar.TypeDir {
+		return u.directory(h)
+	}
+	if name == "." {
+		return fmt.Errorf("a file without a name")
+	}
+	if err := u.enter(path.Dir(name)); err != nil {
+		return describe("open", path.Dir(name), err)
+	}
+	switch h.Typeflag {
+	case tar.TypeReg:
+		err = u.file(h)
+	case tar.TypeSymlink:
+		err = u.symlink(h)
+	case tar.TypeLink:
+		err = u.link(h)
+	default:
+		u.totals.Skipped++
+		return nil
+	}
+	if err != nil {
+		return describe("write", name, err)
+	}
+	u.totals.Files++
+	u.totals.Bytes += h.Size
+	if u.options.Progress != nil {
+		u.options.Progress(u.totals)
+	}
+	return nil
+}
+
+// isSparse is true for entries in a GNU format that may stand for far more
+// than the stream has to hold for them. Pack makes none.
+func isSparse(h *tar.Header) bool {
+	if h.Typeflag == tar.TypeGNUSparse {
+		return true
+	}
+	for key := range h.PAXRecords {
+		if strings.HasPrefix(key, "GNU.sparse.") {
+			return true
+		}
+	}
+	return false
+}
+
+// localName is a name that stays below where it is unpacked.
+func localName(name string) (string, error) {
+	if len(name) > maxName {
+		return "", fmt.Errorf("a name of %d bytes", len(name))
+	}
+	if strings.ContainsRune(name, 0) || path.IsAbs(name) {
+		return "", fmt.Errorf("the name %.100q is not a relative path", name)
+	}
+	clean := path.Clean(name)
+	if clean == ".." || strings.HasPrefix(clean, "../") {
+		return "", fmt.Errorf("the name %.100q leads out of the tree", name)
+	}
+	if strings.Count(clean, "/") >= maxDepth {
+		return "", fmt.Errorf("the name %.100q is too deep", name)
+	}
+	return clean, nil
+}
+
+// enter makes directory the one that names of entries are in.
+func (u *unpacker) enter(directory string) error {
+	if directory == "." {
+		directory = ""
+	}
+	if directory == u.path {
+		return nil
+	}
+	next := u.root
+	if directory != "" {
+		if err := u.root.MkdirAll(directory, 0o755); err != nil {
+			return err
+		}
+		var err error
+		if next, err = u.root.OpenRoot(directory); err != nil {
+			return err
+		}
+	}
+	if u.at != u.root {
+		u.at.Close()
+	}
+	u.at, u.path = next, directory
+	return nil
+}
+
+func (u *unpacker) directory(h *tar.Header) error {
+	if h.Name != "." {
+		// Open to us while things are put into it.
+		err := u.root.MkdirAll(h.Name, 0o700)
+		if err != nil {
+			return describe("make directory", h.Name, err)
+		}
+	}
+	u.totals.Directories++
+	// What its top is called is up to who unpacks, and so is what it is.
+	if h.Name != "." {
+		u.directories = append(u.directories, h)
+	}
+	return nil
+}
+
+// finishDirectories goes from the last to the first, so that those inside
+// come before those around them.
+func (u *unpacker) finishDirectories() error {
+	for i := len(u.directories) - 1; i >= 0; i-- {
+		h := u.directories[i]
+		if err := u.finishDirectory(h); err != nil {
+			return describe("set mode and owner of", h.Name, err)
+		}
+	}
+	return nil
+}
+
+func (u *unpacker) finishDirectory(h *tar.Header) error {
+	handle, err := u.root.OpenFile(h.Name, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+	if err != nil {
+		return err
+	}
+	defer handle.Close()
+	if err := u.dress(handle, h); err != nil {
+		return err
+	}
+	return u.root.Chtimes(h.Name, time.Time{}, h.ModTime)
+}
+
+// dress gives an open file its attributes, owner and mode, in this order:
+// a change of owner takes set-id bits away.
+func (u *unpacker) dress(handle *os.File, h *tar.Header) error {
+	if err := setAttributes(handle, h.PAXRecords); err != nil {
+		return err
+	}
+	if uid, gid, ok := u.owner(h); ok {
+		if err := handle.Chown(uid, gid); err != nil {
+			return err
+		}
+	}
+	mode := h.FileInfo().Mode() & (fs.ModePerm | fs.ModeSticky | setID)
+	if !u.options.Trusted {
+		mode &^= setID
+	}
+	return handle.Chmod(mode)
+}
+
+// owner is false when files belong to whoever makes them anyway.
+func (u *unpacker) owner(h *tar.Header) (uid, gid int, ok bool) {
+	if u.options.Owner == nil {
+		return h.Uid, h.Gid, true
+	}
+	o := *u.options.Owner
+	return o.UID, o.GID, o.UID != os.Geteuid() || o.GID != os.Getegid()
+}
+
+func (u *unpacker) own(h *tar.Header, name string) error {
+	uid, gid, ok := u.owner(h)
+	if !ok {
+		return nil
+	}
+	return u.at.Lchown(name, uid, gid)
+}
+
+func (u *unpacker) symlink(h *tar.Header) error {
+	return u.replace(h, func(temporary string) error {
+		if err := u.at.Symlink(h.Linkname, temporary); err != nil {
+			return err
+		}
+		if err := u.own(h, temporary); err != nil {
+			return err
+		}
+		directory, err := u.at.Open(".")
+		if err != nil {
+			return err
+		}
+		defer directory.Close()
+		return unix.UtimesNanoAt(int(directory.Fd()), temporary, changeTime(h.ModTime), unix.AT_SYMLINK_NOFOLLOW)
+	})
+}
+
+func (u *unpacker) file(h *tar.Header) error {
+	return u.replace(h, func(temporary string) error {
+		handle, err := u.at.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
+		if err != nil {
+			return err
+		}
+		defer handle.Close()
+		if err := u.fill(handle, h.Size); err != nil {
+			return err
+		}
+		if err := u.dress(handle, h); err != nil {
+			return err
+		}
+		if err := unix.UtimesNanoAt(int(handle.Fd()), "", changeTime(h.ModTime), unix.AT_EMPTY_PATH); err != nil {
+			return err
+		}
+		return handle.Close()
+	})
+}
+
+// changeTime sets when a file was changed last, and leaves when it was read.
+func changeTime(modified time.Time) []unix.Timespec {
+	return []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(modified.UnixNano())}
+}
+
+// fill writes a file's content, and leaves holes where it is nothing but
+// zeros.
+func (u *unpacker) fill(handle *os.File, size int64) error {
+	// Fails at once for a size that no file can have, or that is not allowed.
+	if err := handle.Truncate(size); err != nil {
+		return err
+	}
+	for left := size; left > 0; {
+		if err := u.ctx.Err(); err != nil {
+			return err
+		}
+		n, err := io.ReadFull(u.tar, u.buffer[:min(left, int64(len(u.buffer)))])
+		if err != nil {
+			return fmt.Errorf("read the stream: %w", err)
+		}
+		left -= int64(n)
+		if bytes.Equal(u.buffer[:n], zeros[:n]) {
+			_, err = handle.Seek(int64(n), io.SeekCurrent)
+		} else {
+			_, err = handle.Write(u.buffer[:n])
+		}
+		if err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+var zeros [copyBuffer]byte
+
+func (u *unpacker) link(h *tar.Header) error {
+	target, err := localName(h.Linkname)
+	if err != nil {
+		return err
+	}
+	temporary := path.Join(u.path, temporaryName())
+	if err := u.root.Link(target, temporary); err != nil {
+		return err
+	}
+	// To rename a name to another of the same file does nothing.
+	defer u.root.Remove(temporary)
+	return u.root.Rename(temporary, h.Name)
+}
+
+// replace makes something under a name that nobody knows, and then gives it
+// its own.
+func (u *unpacker) replace(h *tar.Header, make func(temporary string) error) error {
+	temporary := temporaryName()
+	if err := make(temporary); err != nil {
+		u.at.Remove(temporary)
+		return err
+	}
+	if err := u.at.Rename(temporary, path.Base(h.Name)); err != nil {
+		u.at.Remove(temporary)
+		return err
+	}
+	return nil
+}
+
+func temporaryName() string {
+	var id [8]byte
+	rand.Read(id[:])
+	return ".vmsan-" + hex.EncodeToString(id[:])
+}
+
+// setAttributes sets those that a user may set. A file system that has none
+// goes without.
+func setAttributes(handle *os.File, records map[string]string) error {
+	total := 0
+	for key, value := range records {
+		name, ok := strings.CutPrefix(key, attributePrefix)
+		if !ok || !strings.HasPrefix(name, "user.") {
+			continue
+		}
+		if total += len(name) + len(value); total > maxAttributes {
+			return fmt.Errorf("attributes of more than %d bytes", maxAttributes)
+		}
+		if err := unix.Fsetxattr(int(handle.Fd()), name, []byte(value), 0); err != nil && !unsupported(err) {
+			return fmt.Errorf("set attribute %.100q: %w", name, err)
+		}
+	}
+	return nil
+}

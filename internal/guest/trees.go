@@ -1,0 +1,164 @@
+package guest
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+
+	"connectrpc.com/connect"
+
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/filetree"
+	"github.com/vmsan/vmsan/internal/guest/proto/filesystem"
+)
+
+// FileKind is what a path leads to.
+type FileKind int
+
+// Kinds of files.
+const (
+	NoFile FileKind = iota
+	PlainFile
+	Directory
+)
+
+// FileKind tells what path leads to in the guest, symbolic links followed.
+func (c *Client) FileKind(ctx context.Context, path string) (FileKind, error) {
+	response, err := c.files.Stat(ctx, connect.NewRequest(&filesystem.StatRequest{Path: path}))
+	switch {
+	case connect.CodeOf(err) == connect.CodeNotFound && connect.IsWireError(err):
+		return NoFile, nil
+	case err != nil:
+		return NoFile, callError("look at "+printable(path), err)
+	case response.Msg.GetEntry().GetType() == filesystem.FileType_FILE_TYPE_DIRECTORY:
+		return Directory, nil
+	}
+	return PlainFile, nil
+}
+
+// TreeReader is a tar stream of files in the guest.
+type TreeReader struct {
+	path     string
+	response *http.Response
+}
+
+// ReadTree reads the file or tree at path in the guest as a tar stream, its
+// top called name.
+func (c *Client) ReadTree(ctx context.Context, path, name string) (*TreeReader, error) {
+	response, err := c.tree(ctx, http.MethodGet, url.Values{"path": {path}, "name": {name}}, nil)
+	if err != nil {
+		return nil, fmt.Errorf("read %s in the guest: %w", printable(path), err)
+	}
+	return &TreeReader{path: path, response: response}, nil
+}
+
+// Read ends with the guest's error, if there was one.
+func (t *TreeReader) Read(b []byte) (int, error) {
+	n, err := t.response.Body.Read(b)
+	if err == nil {
+		return n, nil
+	}
+	if err != io.EOF {
+		return n, linkError(err)
+	}
+	if reason := t.response.Trailer.Get("Vmsan-Error"); reason != "" {
+		return n, api.Errorf(api.ErrGuest, "read %s in the guest: %s", printable(t.path), printable(reason))
+	}
+	return n, io.EOF
+}
+
+// Close may come before the end.
+func (t *TreeReader) Close() error { return t.response.Body.Close() }
+
+// Skipped is how many devices, sockets and pipes were left out. It is known
+// after the end.
+func (t *TreeReader) Skipped() int64 {
+	var totals filetree.Totals
+	// It is for the user alone, and the guest may say what it wants.
+	_ = json.Unmarshal([]byte(t.response.Trailer.Get("Vmsan-Totals")), &totals)
+	return max(totals.Skipped, 0)
+}
+
+// WriteTreeOptions say whose files are in the guest.
+type WriteTreeOptions struct {
+	// User owns them; empty: the sandbox's own user.
+	User string
+	// KeepOwners has them belong to whom the stream says.
+	KeepOwners bool
+}
+
+// WriteTree unpacks a tar stream in a directory of the guest.
+func (c *Client) WriteTree(ctx context.Context, directory string, r io.Reader, o WriteTreeOptions) (filetree.Totals, error) {
+	query := url.Values{"path": {directory}}
+	if o.User != "" {
+		query.Set("username", o.User)
+	}
+	if o.KeepOwners {
+		query.Set("owners", "keep")
+	}
+	source := &remembering{r: r}
+	response, err := c.tree(ctx, http.MethodPut, query, source)
+	if err != nil {
+		// That the source failed explains all that comes of it.
+		if source.err != nil {
+			err = source.err
+		}
+		return filetree.Totals{}, fmt.Errorf("write to %s in the guest: %w", printable(directory), err)
+	}
+	defer response.Body.Close()
+	var totals filetree.Totals
+	if err := json.NewDecoder(io.LimitReader(response.Body, maxMessage)).Decode(&totals); err != nil {
+		return totals, api.Errorf(api.ErrGuest, "read what the guest says of %s: %w", printable(directory), err)
+	}
+	return totals, nil
+}
+
+// remembering keeps the error that a reader ended with.
+type remembering struct {
+	r   io.Reader
+	err error
+}
+
+func (r *remembering) Read(b []byte) (int, error) {
+	n, err := r.r.Read(b)
+	if err != nil && err != io.EOF {
+		r.err = err
+	}
+	return n, err
+}
+
+// maxReason bounds what a guest says of an error, in bytes.
+const maxReason = 8 << 10
+
+func (c *Client) tree(ctx context.Context, method string, query url.Values, body io.Reader) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, method, baseURL+"/vmsan/tree?"+query.Encode(), body)
+	if err != nil {
+		return nil, err
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		var wrapped *url.Error
+		if errors.As(err, &wrapped) {
+			err = wrapped.Err
+		}
+		return nil, linkError(err)
+	}
+	if response.StatusCode == http.StatusOK {
+		return response, nil
+	}
+	defer response.Body.Close()
+	var failure struct{ Message string }
+	_ = json.NewDecoder(io.LimitReader(response.Body, maxReason)).Decode(&failure)
+	if failure.Message == "" {
+		failure.Message = response.Status
+	}
+	code := api.ErrGuest
+	if response.StatusCode == http.StatusNotFound {
+		code = api.ErrFileNotFound
+	}
+	return nil, api.Errorf(code, "%s", printable(failure.Message))
+}

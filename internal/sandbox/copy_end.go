@@ -1,0 +1,100 @@
+package sandbox
+
+import (
+	"context"
+	"io"
+	"os"
+
+	"github.com/vmsan/vmsan/internal/filetree"
+	"github.com/vmsan/vmsan/internal/guest"
+	"github.com/vmsan/vmsan/internal/store"
+)
+
+// end is one end of a copy: files of the host, or of a sandbox.
+type end struct {
+	Location
+	path   string
+	record *store.Record // nil on the host
+	client *guest.Client // nil on the host
+}
+
+func (s *Service) end(ctx context.Context, l Location) (*end, error) {
+	if l.VM == "" {
+		return &end{Location: l, path: l.Path}, nil
+	}
+	record, err := s.Get(ctx, l.VM)
+	if err != nil {
+		return nil, err
+	}
+	client, err := s.Guest(record)
+	if err != nil {
+		return nil, err
+	}
+	return &end{Location: l, path: resolveGuestPath(l.Path), record: record, client: client}, nil
+}
+
+func (e *end) close() {
+	if e.client != nil {
+		e.client.Close()
+	}
+}
+
+func (e *end) kind(ctx context.Context) (guest.FileKind, error) {
+	if e.client != nil {
+		return e.client.FileKind(ctx, e.path)
+	}
+	return localKind(e.path)
+}
+
+// read opens a tar stream of what is at this end, its top called name.
+func (e *end) read(ctx context.Context, name string, c *copying) (io.ReadCloser, error) {
+	switch {
+	case e.client != nil:
+		return e.client.ReadTree(ctx, e.path, name)
+	case e.streams():
+		return io.NopCloser(c.Stdin), nil
+	}
+	r, w := io.Pipe()
+	p := &packed{PipeReader: r, done: make(chan struct{})}
+	go func() {
+		defer close(p.done)
+		var err error
+		p.totals, err = filetree.Pack(ctx, w, e.path, filetree.PackOptions{Name: name, Progress: c.Progress})
+		w.CloseWithError(fileError(err))
+	}()
+	return p, nil
+}
+
+// packed is a stream that is packed while it is read.
+type packed struct {
+	*io.PipeReader
+	totals filetree.Totals // after its end
+	done   chan struct{}
+}
+
+// Close waits until nothing is read any more.
+func (p *packed) Close() error {
+	err := p.PipeReader.Close()
+	<-p.done
+	return err
+}
+
+// Skipped is what was left out. It is known after the end.
+func (p *packed) Skipped() int64 { return p.totals.Skipped }
+
+// write unpacks a tar stream in a directory at this end.
+func (e *end) write(ctx context.Context, directory string, r io.Reader, c *copying) (filetree.Totals, error) {
+	switch {
+	case e.client != nil:
+		return e.client.WriteTree(ctx, directory, r, guest.WriteTreeOptions{User: c.User, KeepOwners: c.KeepOwners})
+	case e.streams():
+		n, err := io.Copy(c.Stdout, r)
+		return filetree.Totals{Bytes: n}, err
+	}
+	o := filetree.UnpackOptions{Progress: c.Progress, Trusted: c.KeepOwners}
+	if !c.KeepOwners {
+		o.Owner = &filetree.Owner{UID: os.Geteuid(), GID: os.Getegid()}
+	}
+	totals, err := filetree.Unpack(ctx, r, directory, o)
+	return totals, fileError(err)
+}
