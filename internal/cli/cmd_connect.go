@@ -26,7 +26,7 @@ func (a *app) connectCommand() *cobra.Command {
 			"The exit code is the shell's.",
 		Example: "  vmsan connect web\n" +
 			"  vmsan sessions web\n" +
-			"  vmsan connect web --session 412",
+			"  vmsan connect --session 412 web",
 		Args:              arguments(cobra.MinimumNArgs(1)),
 		Annotations:       passesExit,
 		ValidArgsFunction: a.completeVM,
@@ -78,7 +78,7 @@ func (a *app) runConnect(ctx context.Context, f execFlags, ref string, args []st
 
 func (a *app) rejoin(ctx context.Context, f execFlags, args []string, session string) error {
 	if len(args) > 1 {
-		return api.Errorf(api.ErrUsage, "a session runs its command already").WithHint("vmsan connect %s --session %s", args[0], session)
+		return api.Errorf(api.ErrUsage, "a session runs its command already").WithHint("vmsan connect --session %s %s", session, args[0])
 	}
 	keys, err := a.terminalKeys(f)
 	if err != nil {
