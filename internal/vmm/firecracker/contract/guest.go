@@ -267,7 +267,7 @@ func (borrowed) SetNetwork(netip.Prefix, netip.Addr) error { return nil }
 func (borrowed) ResetConnections() error                   { return nil }
 func (borrowed) Freeze(string) error                       { return nil }
 func (borrowed) Thaw(string) error                         { return nil }
-func (borrowed) MountVolume(string, string, bool) error { return errors.ErrUnsupported }
+func (borrowed) MountVolume(string, string, bool) error    { return errors.ErrUnsupported }
 
 // Grow returns the size of the disk that is in the jail, once it has grown.
 func (borrowed) Grow(_, _ string, least uint64) (uint64, error) {
