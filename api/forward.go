@@ -1,0 +1,9 @@
+package api
+
+// Forwarding is a port or socket of the host that leads to one in a sandbox.
+type Forwarding struct {
+	// Local is an address with a port, or the path of a socket, on the host.
+	Local string `json:"local"`
+	// Remote is the same in the sandbox.
+	Remote string `json:"remote"`
+}
