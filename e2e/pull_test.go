@@ -1,8 +1,6 @@
 package e2e
 
 import (
-	"archive/tar"
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -18,75 +16,12 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	hubs "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"github.com/vmsan/vmsan/api"
+	images "github.com/vmsan/vmsan/internal/testenv/hub"
 )
-
-// file is a file of a layer; what ends in a slash is a directory, what begins
-// with -> a link.
-type file struct{ path, content string }
-
-// pushImage puts an image into a registry, a layer for each list of files.
-func pushImage(t *testing.T, ref string, config v1.Config, layers ...[]file) {
-	t.Helper()
-	img := v1.Image(empty.Image)
-	for _, files := range layers {
-		data := layerOf(t, files)
-		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(data)), nil })
-		if err != nil {
-			t.Fatal(err)
-		}
-		if img, err = mutate.AppendLayers(img, layer); err != nil {
-			t.Fatal(err)
-		}
-	}
-	whole, err := img.ConfigFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	whole = whole.DeepCopy()
-	whole.OS, whole.Architecture, whole.Config = "linux", runtime.GOARCH, config
-	if img, err = mutate.ConfigFile(img, whole); err != nil {
-		t.Fatal(err)
-	}
-	parsed, err := name.ParseReference(ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := remote.Write(parsed, img); err != nil {
-		t.Fatal(err)
-	}
-}
-
-func layerOf(t *testing.T, files []file) []byte {
-	t.Helper()
-	var b bytes.Buffer
-	w := tar.NewWriter(&b)
-	for _, f := range files {
-		header := &tar.Header{Name: f.path, Mode: 0o755, Size: int64(len(f.content))}
-		if target, ok := strings.CutPrefix(f.content, "->"); ok {
-			header = &tar.Header{Name: f.path, Typeflag: tar.TypeSymlink, Linkname: target, Mode: 0o777}
-			f.content = ""
-		}
-		if err := w.WriteHeader(header); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := io.WriteString(w, f.content); err != nil {
-			t.Fatal(err)
-		}
-	}
-	if err := w.Close(); err != nil {
-		t.Fatal(err)
-	}
-	return b.Bytes()
-}
 
 // busybox is the host's, which needs no libraries.
 func busybox(t *testing.T) string {
@@ -127,9 +62,9 @@ func TestPullAndRun(t *testing.T) {
 	}))
 	defer server.Close()
 	ref := server.Listener.Addr().String() + "/team/box:1"
-	pushImage(t, ref, v1.Config{Env: []string{"PATH=/bin", "COLOUR=red"}, Entrypoint: []string{"/bin/echo"}, Cmd: []string{"from", "the", "image"}},
-		[]file{{"bin/busybox", busybox(t)}, {"bin/sh", "->busybox"}, {"etc/old", "old"}, {"etc/both", "lower"}},
-		[]file{{"bin/echo", "->busybox"}, {"bin/cat", "->busybox"}, {"bin/env", "->busybox"}, {"etc/.wh.old", ""}, {"etc/both", "upper"}})
+	images.Push(t, ref, images.Image(t, runtime.GOARCH, v1.Config{Env: []string{"PATH=/bin", "COLOUR=red"}, Entrypoint: []string{"/bin/echo"}, Cmd: []string{"from", "the", "image"}},
+		[]images.File{{Path: "bin/busybox", Content: busybox(t)}, {Path: "bin/sh", Content: "->busybox"}, {Path: "etc/old", Content: "old"}, {Path: "etc/both", Content: "lower"}},
+		[]images.File{{Path: "bin/echo", Content: "->busybox"}, {Path: "bin/cat", Content: "->busybox"}, {Path: "bin/env", Content: "->busybox"}, {Path: "etc/.wh.old", Content: ""}, {Path: "etc/both", Content: "upper"}}))
 
 	slow.Store(true)
 	killed := exec.Command(h.binary, "--dir", h.layout.Dir, "image", "pull", ref)

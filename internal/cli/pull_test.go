@@ -17,14 +17,14 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-containerregistry/pkg/name"
 	hubs "github.com/google/go-containerregistry/pkg/registry"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
 	"github.com/google/go-containerregistry/pkg/v1/random"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/registry"
+	images "github.com/vmsan/vmsan/internal/testenv/hub"
 )
 
 // pushed is a reference to an image of two layers in a registry on loopback.
@@ -47,22 +47,7 @@ func push(t *testing.T, ref string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	config, err := img.ConfigFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	config = config.DeepCopy()
-	config.OS, config.Architecture = "linux", runtime.GOARCH
-	if img, err = mutate.ConfigFile(img, config); err != nil {
-		t.Fatal(err)
-	}
-	parsed, err := name.ParseReference(ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := remote.Write(parsed, img, remote.WithUserAgent(pusher)); err != nil {
-		t.Fatal(err)
-	}
+	images.Push(t, ref, images.Configure(t, img, runtime.GOARCH, v1.Config{}), remote.WithUserAgent(pusher))
 }
 
 func TestImagePull(t *testing.T) {

@@ -1,10 +1,8 @@
 package registry_test
 
 import (
-	"archive/tar"
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log"
@@ -19,15 +17,12 @@ import (
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
-	"github.com/google/go-containerregistry/pkg/name"
 	hubs "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
 	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 
 	"github.com/vmsan/vmsan/internal/registry"
+	images "github.com/vmsan/vmsan/internal/testenv/hub"
 )
 
 // hub is a registry on loopback that counts what it is asked for.
@@ -115,53 +110,20 @@ func (h *hub) host() string { return h.Listener.Addr().String() }
 // push puts an image into the registry.
 func (h *hub) push(t testing.TB, ref string, img v1.Image, o ...remote.Option) {
 	t.Helper()
-	parsed, err := name.ParseReference(h.host() + "/" + ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := remote.Write(parsed, img, o...); err != nil {
-		t.Fatal(err)
-	}
+	images.Push(t, h.host()+"/"+ref, img, o...)
 }
 
 // newImage is an image with layers of that many random bytes each, in a file.
 func newImage(t testing.TB, arch string, sizes ...int) v1.Image {
 	t.Helper()
-	img := v1.Image(empty.Image)
+	var layers [][]images.File
 	for i, size := range sizes {
-		var b bytes.Buffer
-		w := tar.NewWriter(&b)
 		content := make([]byte, size)
 		source := rand.NewChaCha8([32]byte{byte(i), byte(size), byte(size >> 8)})
 		source.Read(content)
-		if err := errors.Join(w.WriteHeader(&tar.Header{Name: fmt.Sprintf("file%d", i), Mode: 0o644, Size: int64(size)})); err != nil {
-			t.Fatal(err)
-		}
-		if _, err := w.Write(content); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
-		if err != nil {
-			t.Fatal(err)
-		}
-		if img, err = mutate.AppendLayers(img, layer); err != nil {
-			t.Fatal(err)
-		}
+		layers = append(layers, []images.File{{Path: fmt.Sprintf("file%d", i), Content: string(content)}})
 	}
-	config, err := img.ConfigFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	config = config.DeepCopy()
-	config.OS, config.Architecture = "linux", arch
-	config.Config.Env = []string{"ARCH=" + arch}
-	if img, err = mutate.ConfigFile(img, config); err != nil {
-		t.Fatal(err)
-	}
-	return img
+	return images.Image(t, arch, v1.Config{Env: []string{"ARCH=" + arch}}, layers...)
 }
 
 func digest(t testing.TB, img v1.Image) string {

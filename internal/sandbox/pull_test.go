@@ -16,13 +16,8 @@ import (
 	"sync"
 	"testing"
 
-	"github.com/google/go-containerregistry/pkg/name"
 	hubs "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
-	"github.com/google/go-containerregistry/pkg/v1/empty"
-	"github.com/google/go-containerregistry/pkg/v1/mutate"
-	"github.com/google/go-containerregistry/pkg/v1/remote"
-	"github.com/google/go-containerregistry/pkg/v1/tarball"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
@@ -30,6 +25,7 @@ import (
 	"github.com/vmsan/vmsan/internal/registry"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/testenv"
+	images "github.com/vmsan/vmsan/internal/testenv/hub"
 )
 
 // hub is a registry on loopback, that notes what it is asked for.
@@ -90,42 +86,14 @@ func (h *hub) blobs() (n int) {
 	return n
 }
 
+// push puts an image into the registry, with a layer for each empty file.
 func (h *hub) push(t *testing.T, ref string, files ...string) {
 	t.Helper()
-	img := v1.Image(empty.Image)
+	var layers [][]images.File
 	for _, file := range files {
-		var b bytes.Buffer
-		w := tar.NewWriter(&b)
-		if err := w.WriteHeader(&tar.Header{Name: file, Mode: 0o644}); err != nil {
-			t.Fatal(err)
-		}
-		if err := w.Close(); err != nil {
-			t.Fatal(err)
-		}
-		layer, err := tarball.LayerFromOpener(func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(b.Bytes())), nil })
-		if err != nil {
-			t.Fatal(err)
-		}
-		if img, err = mutate.AppendLayers(img, layer); err != nil {
-			t.Fatal(err)
-		}
+		layers = append(layers, []images.File{{Path: file}})
 	}
-	config, err := img.ConfigFile()
-	if err != nil {
-		t.Fatal(err)
-	}
-	config = config.DeepCopy()
-	config.OS, config.Architecture, config.Config.Cmd = "linux", runtime.GOARCH, []string{"/bin/true"}
-	if img, err = mutate.ConfigFile(img, config); err != nil {
-		t.Fatal(err)
-	}
-	parsed, err := name.ParseReference(h.host + "/" + ref)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if err := remote.Write(parsed, img); err != nil {
-		t.Fatal(err)
-	}
+	images.Push(t, h.host+"/"+ref, images.Image(t, runtime.GOARCH, v1.Config{Cmd: []string{"/bin/true"}}, layers...))
 }
 
 func newService(t *testing.T) *Service {
