@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"strconv"
-	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -115,7 +114,7 @@ func (a *app) checkSession(ctx context.Context, client *guest.Client, ref string
 		return err
 	}
 	for _, p := range list {
-		if p.PID == pid && p.Terminal && p.Running {
+		if p.PID == pid && isSession(p) {
 			return nil
 		}
 	}
@@ -182,25 +181,13 @@ func (a *app) sessionsCommand() *cobra.Command {
 }
 
 func (a *app) runSessions(ctx context.Context, client *guest.Client) error {
-	list, err := client.Processes(ctx)
-	if err != nil {
-		return err
-	}
-	sessions := []api.Process{}
-	var rows [][]string
-	for _, p := range list {
-		if !p.Terminal || !p.Running {
-			continue
+	return a.printProcesses(ctx, client, "SESSION\tSTARTED\tUSER\tCOMMAND", func(p guest.Process) []string {
+		if !isSession(p) {
+			return nil
 		}
-		sessions = append(sessions, showProcess(p))
-		rows = append(rows, []string{
-			strconv.Itoa(p.PID), ago(p.StartedAt), orDash(p.User), printable(strings.Join(p.Args, " ")),
-		})
-	}
-	if a.json {
-		a.printJSON(sessions)
-		return nil
-	}
-	table(a.stdout, "SESSION\tSTARTED\tUSER\tCOMMAND", rows)
-	return nil
+		return []string{strconv.Itoa(p.PID), ago(p.StartedAt), orDash(p.User), commandLine(p)}
+	})
 }
+
+// isSession tells what can be come back to from other commands.
+func isSession(p guest.Process) bool { return p.Terminal && p.Running && p.Kept }

@@ -79,6 +79,19 @@ func (f *execFlags) registerCommon(cmd *cobra.Command) {
 	cmd.Flags().BoolP("interactive", "i", false, "pass standard input on (the default)")
 }
 
+// checkTerminal refuses what a terminal cannot go with: it is there to be
+// typed into and looked at.
+func (f *execFlags) checkTerminal() error {
+	switch {
+	case f.tty && f.detach:
+		return api.Errorf(api.ErrValidationFlags, "Cannot use --tty and --detach together").WithFlag("--tty").
+			WithHint("vmsan exec -t, and the detach keys")
+	case f.tty && f.noStdin:
+		return api.Errorf(api.ErrValidationFlags, "Cannot use --tty and --no-stdin together").WithFlag("--tty")
+	}
+	return nil
+}
+
 // command checks the flags and makes a guest.Command of them.
 func (f *execFlags) command(args []string) (guest.Command, error) {
 	env, err := parseEnv(f.env)
@@ -107,6 +120,9 @@ func (f *execFlags) command(args []string) (guest.Command, error) {
 }
 
 func (a *app) runExec(ctx context.Context, f execFlags, ref string, args []string) error {
+	if err := f.checkTerminal(); err != nil {
+		return err
+	}
 	command, err := f.command(args)
 	if err != nil {
 		return err

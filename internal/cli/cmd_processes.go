@@ -30,6 +30,13 @@ func (a *app) psCommand() *cobra.Command {
 }
 
 func (a *app) runPs(ctx context.Context, client *guest.Client) error {
+	return a.printProcesses(ctx, client, "PID\tSTATE\tSTARTED\tUSER\tCOMMAND", func(p guest.Process) []string {
+		return []string{strconv.Itoa(p.PID), processState(p), ago(p.StartedAt), orDash(p.User), commandLine(p)}
+	})
+}
+
+// printProcesses lists the guest's commands that row has a row for.
+func (a *app) printProcesses(ctx context.Context, client *guest.Client, header string, row func(guest.Process) []string) error {
 	list, err := client.Processes(ctx)
 	if err != nil {
 		return err
@@ -37,18 +44,20 @@ func (a *app) runPs(ctx context.Context, client *guest.Client) error {
 	processes := []api.Process{}
 	var rows [][]string
 	for _, p := range list {
-		processes = append(processes, showProcess(p))
-		rows = append(rows, []string{
-			strconv.Itoa(p.PID), processState(p), ago(p.StartedAt), orDash(p.User), printable(strings.Join(p.Args, " ")),
-		})
+		if r := row(p); r != nil {
+			processes = append(processes, showProcess(p))
+			rows = append(rows, r)
+		}
 	}
 	if a.json {
 		a.printJSON(processes)
 		return nil
 	}
-	table(a.stdout, "PID\tSTATE\tSTARTED\tUSER\tCOMMAND", rows)
+	table(a.stdout, header, rows)
 	return nil
 }
+
+func commandLine(p guest.Process) string { return printable(strings.Join(p.Args, " ")) }
 
 func showProcess(p guest.Process) api.Process {
 	shown := api.Process{

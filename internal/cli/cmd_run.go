@@ -106,6 +106,9 @@ func withImage(service *sandbox.Service, f createFlags, command []string, entryp
 }
 
 func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []string, entrypoint bool) error {
+	if err := e.checkTerminal(); err != nil {
+		return err
+	}
 	service, err := a.service()
 	if err != nil {
 		return err

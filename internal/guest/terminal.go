@@ -26,12 +26,10 @@ type Terminal struct {
 	PID int
 
 	client *Client
-	doing  string
+	joined bool
 	events terminalEvents
 	input  *connect.ClientStreamForClient[process.StreamInputRequest, process.StreamInputResponse]
 	cancel context.CancelFunc
-	// kept is whether output of the past comes first.
-	kept bool
 }
 
 // terminalEvents are the events of a Start or a Connect.
@@ -52,7 +50,7 @@ func (c *Client) OpenTerminal(ctx context.Context, command Command, size Size) (
 		cancel()
 		return nil, err
 	}
-	t := &Terminal{client: c, doing: command.Args[0], events: stream, cancel: cancel}
+	t := &Terminal{client: c, events: stream, cancel: cancel}
 	for stream.Receive() {
 		if started := stream.Msg().GetEvent().GetStart(); started != nil {
 			t.PID = int(started.GetPid())
@@ -61,7 +59,7 @@ func (c *Client) OpenTerminal(ctx context.Context, command Command, size Size) (
 		}
 	}
 	defer t.Close()
-	return nil, startError(t.doing, stream.Err())
+	return nil, startError(command.Args[0], stream.Err())
 }
 
 // JoinTerminal makes another client of a command on a terminal. Follow begins
@@ -73,7 +71,7 @@ func (c *Client) JoinTerminal(ctx context.Context, pid int) (*Terminal, error) {
 		cancel()
 		return nil, processError(pid, err)
 	}
-	t := &Terminal{PID: pid, client: c, events: stream, cancel: cancel, kept: true}
+	t := &Terminal{PID: pid, client: c, joined: true, events: stream, cancel: cancel}
 	t.openInput(ctx)
 	return t, nil
 }
@@ -92,19 +90,20 @@ func (t *Terminal) openInput(ctx context.Context) {
 }
 
 // Joined is true for a terminal that was there before this client.
-func (t *Terminal) Joined() bool { return t.doing == "" }
+func (t *Terminal) Joined() bool { return t.joined }
 
 // Follow writes what the terminal shows until the command has ended. When all
 // that was kept from before has been written, it calls caughtUp.
 func (t *Terminal) Follow(w io.Writer, caughtUp func()) (Exit, error) {
-	if !t.kept {
+	replaying := t.joined
+	if !replaying {
 		caughtUp()
 	}
 	out := output{stdout: w}
 	for t.events.Receive() {
 		event := t.event()
-		if t.kept && event.GetKeepalive() != nil {
-			t.kept = false
+		if replaying && event.GetKeepalive() != nil {
+			replaying = false
 			caughtUp()
 		}
 		if exit, ended, err := out.take(event); ended || err != nil {
@@ -114,8 +113,9 @@ func (t *Terminal) Follow(w io.Writer, caughtUp func()) (Exit, error) {
 	switch err := t.events.Err(); {
 	case err == nil:
 		return Exit{}, linkError(io.ErrUnexpectedEOF)
-	case t.doing != "":
-		return Exit{}, startError(t.doing, err)
+	case connect.CodeOf(err) == connect.CodeDeadlineExceeded && connect.IsWireError(err):
+		// So the contract ends the stream of a command whose time is up.
+		return Exit{Code: -1, TimedOut: true}, nil
 	default:
 		return Exit{}, processError(t.PID, err)
 	}
