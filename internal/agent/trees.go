@@ -54,10 +54,11 @@ func printableHeader(text string) string {
 	return string(out)
 }
 
-// takeTree unpacks a tar stream in a directory. Files belong to the user, or
+// takeTree unpacks a tar stream in a directory, or only what is called name in
+// it if there is one. Files belong to the user, or
 // with owners=keep to whom the stream says:
 //
-//	PUT /vmsan/tree?path=/srv&username=www-data
+//	PUT /vmsan/tree?path=/srv&name=app&username=www-data
 //
 // It answers with JSON of filetree.Totals.
 func (a *Agent) takeTree(w http.ResponseWriter, r *http.Request) {
@@ -66,7 +67,7 @@ func (a *Agent) takeTree(w http.ResponseWriter, r *http.Request) {
 		writeHTTPError(w, err)
 		return
 	}
-	o := filetree.UnpackOptions{Trusted: true}
+	o := filetree.UnpackOptions{Name: r.URL.Query().Get("name"), Trusted: true}
 	if r.URL.Query().Get("owners") != "keep" {
 		o.Owner = &filetree.Owner{UID: int(user.uid), GID: int(user.gid)}
 	}

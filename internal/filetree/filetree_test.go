@@ -94,7 +94,7 @@ func carry(t *testing.T, from, to, name string) (packed, unpacked Totals) {
 		packed, err = Pack(t.Context(), w, from, PackOptions{Name: name})
 		w.CloseWithError(err)
 	}()
-	unpacked, err := Unpack(t.Context(), r, to, UnpackOptions{Owner: &Owner{os.Geteuid(), os.Getegid()}})
+	unpacked, err := Unpack(t.Context(), r, to, UnpackOptions{Name: name, Owner: &Owner{os.Geteuid(), os.Getegid()}})
 	must(t, err)
 	if _, err := io.Copy(io.Discard, r); err != nil {
 		t.Fatal(err)
@@ -272,6 +272,42 @@ func checkOutside(t *testing.T, parent string) {
 	must(t, err)
 	if len(entries) != 2 || string(content) != "good" || info.Mode() != 0o600 {
 		t.Errorf("outside there are %v, and the victim holds %q, %v", entries, content, info.Mode())
+	}
+}
+
+// A guest that is asked for one file or directory cannot write to others that
+// are beside it.
+func TestNotAskedFor(t *testing.T) {
+	dir := tar.Header{Typeflag: tar.TypeDir, Name: "asked", Mode: 0o755}
+	for name, stream := range map[string][]byte{
+		"another":            archive(tar.Header{Typeflag: tar.TypeReg, Name: "victim"}),
+		"another after":      archive(tar.Header{Typeflag: tar.TypeReg, Name: "asked"}, tar.Header{Typeflag: tar.TypeReg, Name: "victim"}),
+		"another beside":     archive(dir, tar.Header{Typeflag: tar.TypeReg, Name: "victim"}),
+		"a longer name":      archive(dir, tar.Header{Typeflag: tar.TypeReg, Name: "askedfor"}),
+		"twice":              archive(tar.Header{Typeflag: tar.TypeReg, Name: "asked"}, tar.Header{Typeflag: tar.TypeReg, Name: "asked"}),
+		"a file, then a dir": archive(tar.Header{Typeflag: tar.TypeReg, Name: "asked"}, dir),
+		"below no directory": archive(tar.Header{Typeflag: tar.TypeReg, Name: "asked/victim"}),
+		"a link itself":      archive(tar.Header{Typeflag: tar.TypeSymlink, Name: "asked", Linkname: "."}, tar.Header{Typeflag: tar.TypeReg, Name: "asked/victim"}),
+		"a link up":          archive(dir, tar.Header{Typeflag: tar.TypeSymlink, Name: "asked/up", Linkname: ".."}, tar.Header{Typeflag: tar.TypeReg, Name: "asked/up/victim"}),
+		"a link replaces it": archive(dir, tar.Header{Typeflag: tar.TypeSymlink, Name: "asked", Linkname: "."}, tar.Header{Typeflag: tar.TypeReg, Name: "asked/victim"}),
+		"a hard link":        archive(dir, tar.Header{Typeflag: tar.TypeLink, Name: "asked/stolen", Linkname: "victim"}),
+		"the mode of all":    archive(tar.Header{Typeflag: tar.TypeDir, Name: ".", Mode: 0o777}),
+	} {
+		parent := t.TempDir()
+		write(t, parent+"/victim", "good", 0o600)
+		_, err := Unpack(t.Context(), bytes.NewReader(stream), parent, UnpackOptions{Name: "asked", Owner: &Owner{os.Geteuid(), os.Getegid()}})
+		if err == nil {
+			t.Errorf("%s: no error", name)
+		}
+		content, err := os.ReadFile(parent + "/victim")
+		if err != nil || string(content) != "good" {
+			t.Errorf("%s: the victim holds %q, %v", name, content, err)
+		}
+		for file := range describeTree(t, parent) {
+			if file != "." && file != "victim" && file != "asked" && file != "asked/up" {
+				t.Errorf("%s: there is %s", name, file)
+			}
+		}
 	}
 }
 

@@ -19,6 +19,10 @@ import (
 
 // UnpackOptions say what becomes of a stream.
 type UnpackOptions struct {
+	// Name is what the top of the tree is called that was asked for: the
+	// stream may hold nothing but that one file or directory, and then nothing
+	// leads out of it. "." and "" let the stream say what there is.
+	Name string
 	// Owner has all files; nil: those that the stream says.
 	Owner *Owner
 	// Trusted keeps the bits that lend a program its owner's rights.
@@ -30,7 +34,8 @@ type UnpackOptions struct {
 // Unpack makes the files of a tar stream below directory, and replaces files
 // that are there by those that come; directories stay, with what else is in
 // them. A file has its name only when it is whole. No entry leads outside of
-// directory, not by its name and not by a symbolic link, whoever made it.
+// directory, or of the tree in it that has a name, not by its own name and not
+// by a symbolic link, whoever made it.
 func Unpack(ctx context.Context, r io.Reader, directory string, o UnpackOptions) (Totals, error) {
 	root, err := os.OpenRoot(directory)
 	if err != nil {
@@ -52,6 +57,9 @@ type unpacker struct {
 	buffer  []byte
 
 	root *os.Root
+	// inside is true once root is the tree that was asked for, and not the
+	// directory that it is put in; complete once a file was that tree.
+	inside, complete bool
 	// at is the directory of the last entry, below root: most have their
 	// neighbours there.
 	at   *os.Root
@@ -92,6 +100,9 @@ func (u *unpacker) unpack() error {
 // entry makes one file.
 func (u *unpacker) entry(h *tar.Header) error {
 	name, err := localName(h.Name)
+	if err == nil {
+		name, err = u.place(h, name)
+	}
 	if err != nil {
 		return err
 	}
@@ -127,6 +138,51 @@ func (u *unpacker) entry(h *tar.Header) error {
 	if u.options.Progress != nil {
 		u.options.Progress(u.totals)
 	}
+	return nil
+}
+
+// place is where an entry belongs below root, which becomes the tree that was
+// asked for as soon as that begins.
+func (u *unpacker) place(h *tar.Header, name string) (string, error) {
+	top := u.options.Name
+	if top == "" || top == "." {
+		return name, nil
+	}
+	if below, ok := u.below(name); ok {
+		return below, nil
+	}
+	if name != top || u.inside || u.complete {
+		return "", fmt.Errorf("%.200q is not of %.200q, which was asked for", name, top)
+	}
+	if h.Typeflag != tar.TypeDir {
+		u.complete = true
+		if h.Typeflag == tar.TypeSymlink || h.Typeflag == tar.TypeLink {
+			return "", fmt.Errorf("%.200q is a link, and not what it leads to", name)
+		}
+		return name, nil
+	}
+	return ".", u.step(top)
+}
+
+// below is a name without that of the tree that was asked for.
+func (u *unpacker) below(name string) (string, bool) {
+	if !u.inside {
+		return name, u.options.Name == "" || u.options.Name == "."
+	}
+	return strings.CutPrefix(name, u.options.Name+"/")
+}
+
+// step makes a directory of root the root.
+func (u *unpacker) step(directory string) error {
+	if err := u.root.MkdirAll(directory, 0o700); err != nil {
+		return describe("make directory", directory, err)
+	}
+	next, err := u.root.OpenRoot(directory)
+	if err != nil {
+		return describe("open", directory, err)
+	}
+	u.close()
+	u.root, u.at, u.inside = next, next, true
 	return nil
 }
 
@@ -188,18 +244,16 @@ func (u *unpacker) enter(directory string) error {
 }
 
 func (u *unpacker) directory(h *tar.Header) error {
-	if h.Name != "." {
-		// Open to us while things are put into it.
-		err := u.root.MkdirAll(h.Name, 0o700)
-		if err != nil {
-			return describe("make directory", h.Name, err)
-		}
-	}
 	u.totals.Directories++
-	// What its top is called is up to who unpacks, and so is what it is.
-	if h.Name != "." {
-		u.directories = append(u.directories, h)
+	if h.Name == "." && !u.inside {
+		// It was there before, and is not what was asked for.
+		return nil
 	}
+	// Open to us while things are put into it.
+	if err := u.root.MkdirAll(h.Name, 0o700); err != nil {
+		return describe("make directory", h.Name, err)
+	}
+	u.directories = append(u.directories, h)
 	return nil
 }
 
@@ -338,6 +392,10 @@ func (u *unpacker) link(h *tar.Header) error {
 	target, err := localName(h.Linkname)
 	if err != nil {
 		return err
+	}
+	target, ok := u.below(target)
+	if !ok {
+		return fmt.Errorf("it is a link to %.200q, which is not of %.200q", target, u.options.Name)
 	}
 	temporary := path.Join(u.path, temporaryName())
 	if err := u.root.Link(target, temporary); err != nil {

@@ -83,8 +83,11 @@ func (t *TreeReader) Skipped() int64 {
 	return max(totals.Skipped, 0)
 }
 
-// WriteTreeOptions say whose files are in the guest.
+// WriteTreeOptions say what is made in the guest, and whose it is.
 type WriteTreeOptions struct {
+	// Name is that of the only file or directory that the stream may make;
+	// "" and "." let the stream say what there is.
+	Name string
 	// User owns them; empty: the sandbox's own user.
 	User string
 	// KeepOwners has them belong to whom the stream says.
@@ -93,7 +96,7 @@ type WriteTreeOptions struct {
 
 // WriteTree unpacks a tar stream in a directory of the guest.
 func (c *Client) WriteTree(ctx context.Context, directory string, r io.Reader, o WriteTreeOptions) (filetree.Totals, error) {
-	query := url.Values{"path": {directory}}
+	query := url.Values{"path": {directory}, "name": {o.Name}}
 	if o.User != "" {
 		query.Set("username", o.User)
 	}

@@ -111,7 +111,7 @@ func (c *copying) run(ctx context.Context) (filetree.Totals, error) {
 		return filetree.Totals{}, err
 	}
 	defer r.Close()
-	totals, err := c.to.write(ctx, directory, r, c)
+	totals, err := c.to.write(ctx, directory, name, r, c)
 	if skipped, ok := r.(interface{ Skipped() int64 }); ok && err == nil {
 		totals.Skipped += skipped.Skipped()
 	}
@@ -122,12 +122,14 @@ func (c *copying) run(ctx context.Context) (filetree.Totals, error) {
 }
 
 // baseName is what the copy of a path is called in a directory; "." if it is
-// to have none.
+// to have none, as the path says or because it does not end in a name.
 func baseName(p string) string {
-	if p == "." || p == "/" || strings.HasSuffix(p, "/.") {
+	switch base := path.Base(path.Clean(p)); {
+	case base == "/", base == "..", base == "~", strings.HasSuffix(p, "/."):
 		return "."
+	default:
+		return base
 	}
-	return path.Base(path.Clean(p))
 }
 
 // place is the directory that the copy is put in, and its name there.

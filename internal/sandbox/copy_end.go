@@ -82,16 +82,17 @@ func (p *packed) Close() error {
 // Skipped is what was left out. It is known after the end.
 func (p *packed) Skipped() int64 { return p.totals.Skipped }
 
-// write unpacks a tar stream in a directory at this end.
-func (e *end) write(ctx context.Context, directory string, r io.Reader, c *copying) (filetree.Totals, error) {
+// write unpacks a tar stream in a directory at this end, where it may make
+// name and nothing else.
+func (e *end) write(ctx context.Context, directory, name string, r io.Reader, c *copying) (filetree.Totals, error) {
 	switch {
 	case e.client != nil:
-		return e.client.WriteTree(ctx, directory, r, guest.WriteTreeOptions{User: c.User, KeepOwners: c.KeepOwners})
+		return e.client.WriteTree(ctx, directory, r, guest.WriteTreeOptions{Name: name, User: c.User, KeepOwners: c.KeepOwners})
 	case e.streams():
 		n, err := io.Copy(c.Stdout, r)
 		return filetree.Totals{Bytes: n}, err
 	}
-	o := filetree.UnpackOptions{Progress: c.Progress, Trusted: c.KeepOwners}
+	o := filetree.UnpackOptions{Name: name, Progress: c.Progress, Trusted: c.KeepOwners}
 	if !c.KeepOwners {
 		o.Owner = &filetree.Owner{UID: os.Geteuid(), GID: os.Getegid()}
 	}
