@@ -387,7 +387,9 @@ func (s *hostService) PowerOff(ctx context.Context, request *connect.Request[gue
 	}
 	// Once begun it is not called off by a host that hangs up.
 	ctx = context.WithoutCancel(ctx)
-	s.agent.stopMain()
+	// Whatever else takes too long, what was written until now is not lost.
+	syscall.Sync()
+	s.agent.stopMain(mainGrace(time.Duration(request.Msg.GetGraceMilliseconds()) * time.Millisecond))
 	if err := powerOff(ctx, request.Msg.GetMode() == guestv1.PowerOffMode_POWER_OFF_MODE_REBOOT); err != nil {
 		return nil, connect.NewError(connect.CodeInternal, fmt.Errorf("power off: %w", err))
 	}

@@ -110,9 +110,25 @@ func (a *Agent) relaunchMain() (*running, error) {
 	return r, err
 }
 
+const (
+	// hostGrace is the host's default.
+	hostGrace = 10 * time.Second
+	// syncGrace is for writing to the disks what was not written yet.
+	syncGrace = 2 * time.Second
+)
+
+// mainGrace is how long a main process has to end, of the time that the host
+// waits for the guest: what the other processes and the disks leave of it.
+func mainGrace(whole time.Duration) time.Duration {
+	if whole == 0 {
+		whole = hostGrace
+	}
+	return max(whole-endGrace-syncGrace, 0)
+}
+
 // stopMain asks the main process to end, by the signal that it wants, and
-// waits for that for a while.
-func (a *Agent) stopMain() {
+// waits for that.
+func (a *Agent) stopMain(grace time.Duration) {
 	a.main.mu.Lock()
 	r, number := a.main.running, a.main.order.StopSignal
 	a.main.stopping = true
@@ -125,7 +141,7 @@ func (a *Agent) stopMain() {
 	}
 	select {
 	case <-r.ended:
-	case <-time.After(endGrace):
+	case <-time.After(grace):
 	}
 }
 

@@ -190,8 +190,8 @@ func (g *gate) carryOut(ctx context.Context, order Order) (report Report) {
 		report.Killed, err = g.network.setPolicy(*order.Policy)
 	case g.client == nil:
 		err = errors.New("there is no guest yet")
-	case order.PowerOff:
-		err = g.client.PowerOff(ctx)
+	case order.PowerOff > 0:
+		err = g.client.PowerOff(ctx, order.PowerOff)
 	case order.Freeze:
 		err = g.client.Freeze(ctx)
 	case order.Hold:

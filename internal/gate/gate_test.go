@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
@@ -22,7 +23,7 @@ func TestConn(t *testing.T) {
 	conn := NewConn(&wire)
 	orders := []Order{
 		{Begin: &Begin{Identity: &link.Identity{Hostname: "web", Env: map[string]string{"A": "line\nbreak"}}}},
-		{PowerOff: true},
+		{PowerOff: time.Second},
 	}
 	for _, want := range orders {
 		if err := conn.Send(want); err != nil {

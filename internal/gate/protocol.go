@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"time"
 
 	"github.com/vmsan/vmsan/internal/link"
 	"github.com/vmsan/vmsan/internal/policy"
@@ -42,8 +43,8 @@ func fdFirst(networked bool, ports int) uintptr {
 type Order struct {
 	// Begin is the first order: connect to the guest.
 	Begin *Begin `json:"begin,omitempty"`
-	// PowerOff asks the guest to shut down.
-	PowerOff bool `json:"power_off,omitempty"`
+	// PowerOff asks the guest to shut down within so long.
+	PowerOff time.Duration `json:"power_off,omitempty"`
 	// Freeze has the guest's commands hold still and its disk take no writes,
 	// Hold only the former, and Thaw lets them go on.
 	Freeze bool `json:"freeze,omitempty"`

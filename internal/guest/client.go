@@ -9,8 +9,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
+	"time"
 
 	"connectrpc.com/connect"
 
@@ -89,9 +91,11 @@ func (c *Client) Health(ctx context.Context) error {
 }
 
 // PowerOff asks the guest to end in order: processes first, then its disks
-// are synced. It returns when the guest has begun.
-func (c *Client) PowerOff(ctx context.Context) error {
-	_, err := c.host.PowerOff(ctx, connect.NewRequest(&guestv1.PowerOffRequest{}))
+// are synced. It returns when the guest has begun. grace is how long it has
+// before it is ended by force.
+func (c *Client) PowerOff(ctx context.Context, grace time.Duration) error {
+	milliseconds := uint32(min(max(grace.Milliseconds(), 0), math.MaxUint32))
+	_, err := c.host.PowerOff(ctx, connect.NewRequest(&guestv1.PowerOffRequest{GraceMilliseconds: milliseconds}))
 	return callError("power guest off", err)
 }
 

@@ -233,8 +233,8 @@ func (m *monitor) askGuest(grace time.Duration) bool {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
 	m.reviveGate()
-	asked := m.askPowerOff(ctx)
 	deadline := time.Now().Add(grace)
+	asked := m.askPowerOff(ctx, grace)
 	for {
 		select {
 		case <-m.vm.Done():
@@ -243,7 +243,7 @@ func (m *monitor) askGuest(grace time.Duration) bool {
 			switch {
 			case err == nil:
 			case m.reviveGate():
-				asked = m.askPowerOff(ctx)
+				asked = m.askPowerOff(ctx, time.Until(deadline))
 			default:
 				m.log.Warn("ask guest to shut down", "error", err)
 				return m.endsAnyway()
@@ -269,10 +269,10 @@ func (m *monitor) reviveGate() bool {
 	return m.gate != dead
 }
 
-func (m *monitor) askPowerOff(ctx context.Context) <-chan error {
+func (m *monitor) askPowerOff(ctx context.Context, grace time.Duration) <-chan error {
 	asked, g := make(chan error, 1), m.gate
 	m.background.Go(func() {
-		_, err := g.order(ctx, gate.Order{PowerOff: true})
+		_, err := g.order(ctx, gate.Order{PowerOff: max(grace, time.Millisecond)})
 		asked <- err
 	})
 	return asked

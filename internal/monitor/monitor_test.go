@@ -253,7 +253,7 @@ func TestGuestThatEndsItself(t *testing.T) {
 	r := run(t, nil)
 	client := guest.New(guest.DialSocket(r.layout.GuestSocket(testID)))
 	defer client.Close()
-	if err := client.PowerOff(t.Context()); err != nil && !api.HasCode(err, api.ErrGuestLink) {
+	if err := client.PowerOff(t.Context(), 10*time.Second); err != nil && !api.HasCode(err, api.ErrGuestLink) {
 		t.Fatal(err)
 	}
 	r.await("the guest shut down")
