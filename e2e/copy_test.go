@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vmsan/vmsan/api"
+	"golang.org/x/sys/unix"
 )
 
 // TestCopy is case N15 of the reference, and L2: trees and files there and
@@ -85,6 +86,25 @@ func TestCopy(t *testing.T) {
 		}
 	}
 
+	// A program that lends its owner's rights does not come to lend root's.
+	setuid := filepath.Join(dir, "kept") // by somebody else, and set-id
+	h.must("cp", setuid, "box:/tmp/lent")
+	h.must("cp", "-a", setuid, "box:/tmp/same")
+	if got := h.sh("box", "stat -c '%a %U' /tmp/lent /tmp/same"); got != "755 root\n4755 nobody" {
+		t.Errorf("set-id programs arrive as %s", got)
+	}
+	// A link that is named as the destination stays, and leads to the copy.
+	h.sh("box", "ln -s target /tmp/link && echo old >/tmp/target")
+	h.must("cp", tree+"/run.sh", "box:/tmp/link")
+	h.sh("box", "test -L /tmp/link && test -x /tmp/target")
+	if err := os.Symlink("mine", filepath.Join(dir, "link")); err != nil {
+		t.Fatal(err)
+	}
+	h.must("cp", "box:/etc/hostname", filepath.Join(dir, "link"))
+	if got, err := os.ReadFile(filepath.Join(dir, "mine")); err != nil || string(got) != "box\n" {
+		t.Errorf("through a link: %q, %v", got, err)
+	}
+
 	// From one sandbox to another, and as a stream.
 	h.must("fork", "box", "--name", "other")
 	h.sh("other-1", "rm -r /srv/tree")
@@ -100,11 +120,12 @@ func TestCopy(t *testing.T) {
 	}
 	copied := exec.Command(h.binary, "cp", "-", "box:/tmp")
 	copied.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
-	copied.Stdin = strings.NewReader(stream)
+	// GNU tar fills its streams up.
+	copied.Stdin = strings.NewReader(stream + strings.Repeat("\x00", 10<<10))
 	if out, err := copied.CombinedOutput(); err != nil {
 		t.Errorf("a stream: %v: %s", err, out)
 	}
-	h.sh("box", "test -x /tmp/tree/run.sh; mkdir /tmp/odd; mkfifo /tmp/odd/pipe; echo there >/tmp/odd/file")
+	h.sh("box", "test -x /tmp/tree/run.sh; mkdir /tmp/odd; mkfifo /tmp/odd/pipe; dd if=/dev/urandom of=/tmp/odd/file bs=1M count=4 2>/dev/null")
 	if out := h.must("cp", "--json", "box:/tmp/odd", dir); !strings.Contains(out, `"skipped": 1`) || !strings.Contains(out, `"files": 1`) {
 		t.Errorf("with a pipe: %s", out)
 	}
@@ -116,6 +137,14 @@ func TestCopy(t *testing.T) {
 func (h *host) refuseCopies(dir string) {
 	h.t.Helper()
 	h.sh("box", "dd if=/dev/urandom of=/root/large bs=1M count=4 2>/dev/null; mkdir -p /small; mount -t tmpfs -o size=1m none /small")
+	small := filepath.Join(dir, "small")
+	if err := os.Mkdir(small, 0o755); err != nil {
+		h.t.Fatal(err)
+	}
+	if err := unix.Mount("small", small, "tmpfs", 0, "size=1m"); err != nil {
+		h.t.Fatal(err)
+	}
+	defer unix.Unmount(small, 0)
 	for _, test := range []struct {
 		code     api.Code
 		from, to string
@@ -133,6 +162,10 @@ func (h *host) refuseCopies(dir string) {
 		{api.ErrVMNotFound, "none:/etc/passwd", dir},
 		{api.ErrValidationPath, "", "box:/tmp"},
 		{api.ErrGuest, "box:/root/large", "box:/small/"},
+		{api.ErrFile, "box:/srv", "box:/srv/tree/new"},
+		{api.ErrFile, "box:/", "box:/tmp"},
+		{api.ErrDiskFull, "box:/root/large", small},
+		{api.ErrValidationFlags, "box:/etc/passwd", "-"},
 	} {
 		if failure := h.refused("cp", test.from, test.to); failure.Code != test.code {
 			h.t.Errorf("cp %s %s: %+v, want %s", test.from, test.to, failure, test.code)
@@ -141,8 +174,11 @@ func (h *host) refuseCopies(dir string) {
 	if got := h.sh("box", "ls -A /small"); got != "" {
 		h.t.Errorf("of a copy that did not fit there is %s", got)
 	}
-	if left, err := filepath.Glob(dir + "/*/.vmsan-*"); err != nil || len(left) > 0 {
-		h.t.Errorf("left: %v, %v", left, err)
+	if left, err := os.ReadDir(small); err != nil || len(left) > 0 {
+		h.t.Errorf("left on a full disk: %v, %v", left, err)
+	}
+	if failure := h.refused("upload", "box", dir+"/mine", dir+"/kept", "-d", "/none"); failure.Code != api.ErrFileNotFound {
+		h.t.Errorf("several files to one name: %+v", failure)
 	}
 }
 

@@ -55,21 +55,22 @@ func printableHeader(text string) string {
 }
 
 // takeTree unpacks a tar stream in a directory, or only what is called name in
-// it if there is one. Files belong to the user, or
+// it if there is one. Files belong to the user that is named, or
 // with owners=keep to whom the stream says:
 //
 //	PUT /vmsan/tree?path=/srv&name=app&username=www-data
 //
 // It answers with JSON of filetree.Totals.
 func (a *Agent) takeTree(w http.ResponseWriter, r *http.Request) {
-	path, user, err := a.treePath(r)
+	path, owner, err := a.treePath(r)
 	if err != nil {
 		writeHTTPError(w, err)
 		return
 	}
-	o := filetree.UnpackOptions{Name: r.URL.Query().Get("name"), Trusted: true}
-	if r.URL.Query().Get("owners") != "keep" {
-		o.Owner = &filetree.Owner{UID: int(user.uid), GID: int(user.gid)}
+	keep := r.URL.Query().Get("owners") == "keep"
+	o := filetree.UnpackOptions{Name: r.URL.Query().Get("name"), Trusted: keep}
+	if !keep {
+		o.Owner = &filetree.Owner{UID: int(owner.uid), GID: int(owner.gid)}
 	}
 	totals, err := filetree.Unpack(r.Context(), r.Body, path, o)
 	if err != nil {
@@ -79,11 +80,16 @@ func (a *Agent) takeTree(w http.ResponseWriter, r *http.Request) {
 	writeJSON(w, http.StatusOK, totals)
 }
 
-func (a *Agent) treePath(r *http.Request) (path string, user account, err error) {
+// treePath is the path of a request, which begins at the home of the guest's
+// own user whoever is to own the files, and who that is.
+func (a *Agent) treePath(r *http.Request) (path string, owner account, err error) {
 	query := r.URL.Query()
-	if user, err = a.fileUser(query.Get("username"), r.Header); err != nil {
-		return "", account{}, err
+	user, err := a.fileUser("", r.Header)
+	if err == nil {
+		owner, err = a.fileUser(query.Get("username"), r.Header)
 	}
-	path, err = a.filePath(query.Get("path"), user)
-	return path, user, err
+	if err == nil {
+		path, err = a.filePath(query.Get("path"), user)
+	}
+	return path, owner, err
 }

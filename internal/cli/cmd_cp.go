@@ -30,6 +30,9 @@ func (a *app) cpCommand() *cobra.Command {
 		Args: arguments(cobra.ExactArgs(2)),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Source, o.Destination = parseLocation(args[0]), parseLocation(args[1])
+			if err := a.checkStream(o.Destination); err != nil {
+				return err
+			}
 			return a.runCopies(cmd.Context(), []sandbox.CopyOptions{o})
 		},
 	}
@@ -51,6 +54,7 @@ func (a *app) uploadCommand() *cobra.Command {
 			for _, file := range args[1:] {
 				copies = append(copies, sandbox.CopyOptions{
 					Source: sandbox.Location{Path: file}, Destination: sandbox.Location{VM: args[0], Path: destination}, User: user,
+					Into: len(args) > 2,
 				})
 			}
 			return a.runCopies(cmd.Context(), copies)
@@ -77,6 +81,21 @@ func (a *app) downloadCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&destination, "dest", "d", ".", "`PATH` on the host: a directory, or the name of the copy")
 	return cmd
+}
+
+// checkStream keeps what is not meant for it off stdout: our JSON off a tar
+// stream, and the stream off a terminal, which does what a guest has it do.
+func (a *app) checkStream(to sandbox.Location) error {
+	if to != (sandbox.Location{Path: "-"}) {
+		return nil
+	}
+	if a.json {
+		return api.Errorf(api.ErrValidationFlags, "Cannot use --json with a tar stream on stdout").WithFlag("--json")
+	}
+	if _, ok := terminalFD(a.stdout); ok {
+		return api.Errorf(api.ErrUsage, "a tar stream is nothing for a terminal").WithHint("vmsan cp VM:PATH - | tar -t")
+	}
+	return nil
 }
 
 // parseLocation tells sandboxes' paths from the host's: the name of a sandbox

@@ -116,16 +116,22 @@ func passInput(t io.Writer, in io.Reader, keys []byte) error {
 		in = term.NewEscapeProxy(in, keys)
 	}
 	buffer := make([]byte, 32<<10)
+	end := []byte{endOfTransmission}
 	for {
 		n, err := in.Read(buffer)
 		if n > 0 {
+			// Behind a line that is not complete the first only completes it.
+			end = end[:1]
+			if buffer[n-1] != '\n' {
+				end = []byte{endOfTransmission, endOfTransmission}
+			}
 			// When it cannot be typed, Follow knows why.
 			if _, err := t.Write(buffer[:n]); err != nil {
 				return nil
 			}
 		}
 		if err == io.EOF {
-			_, _ = t.Write([]byte{endOfTransmission})
+			_, _ = t.Write(end)
 			return nil
 		}
 		if err != nil {

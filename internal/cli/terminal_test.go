@@ -60,9 +60,10 @@ func TestPassInput(t *testing.T) {
 		want     string
 		detaches bool
 	}{
-		{pieces{"ls\r"}, "ls\r\x04", false},
+		{pieces{"ls\n"}, "ls\n\x04", false},
+		{pieces{"ls"}, "ls\x04\x04", false},
 		{pieces{"ls\r", "\x10", "\x11", "rest"}, "ls\r", true},
-		{pieces{"\x10", "x\r"}, "\x10x\r\x04", false},
+		{pieces{"\x10", "x\r"}, "\x10x\r\x04\x04", false},
 	} {
 		var typed strings.Builder
 		in := test.typed

@@ -11,6 +11,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -210,7 +211,19 @@ var hostile = map[string][]byte{
 	"deep":               archive(tar.Header{Typeflag: tar.TypeDir, Name: strings.Repeat("a/", maxDepth+1)}),
 	"cut short":          archive(tar.Header{Typeflag: tar.TypeReg, Name: "x"})[:514],
 	"too large":          tooLarge(),
+	"many directories":   manyDirectories(),
 	"large attributes":   archive(tar.Header{Typeflag: tar.TypeReg, Name: "x", Format: tar.FormatPAX, PAXRecords: map[string]string{"SCHILY.xattr.user.x": strings.Repeat("x", maxAttributes)}}),
+}
+
+// manyDirectories names one again and again, with words for each that have to
+// be kept until the end.
+func manyDirectories() []byte {
+	words := map[string]string{"SCHILY.xattr.user.x": strings.Repeat("x", 60<<10)}
+	var headers []tar.Header
+	for range maxRemembered/(60<<10) + 1 {
+		headers = append(headers, tar.Header{Typeflag: tar.TypeDir, Name: "d", Format: tar.FormatPAX, PAXRecords: words})
+	}
+	return archive(headers...)
 }
 
 // tooLarge says that it holds more than any file can, without sending it: a
@@ -325,6 +338,42 @@ func TestSetID(t *testing.T) {
 	}
 }
 
+// Links that take the place of files and directories, again and again while
+// they are packed, lead nowhere.
+func TestSwappedForALink(t *testing.T) {
+	from, elsewhere := t.TempDir(), t.TempDir()
+	write(t, elsewhere+"/victim", "secret", 0o600)
+	write(t, from+"/a/victim", "mine", 0o600)
+	write(t, from+"/b", "mine", 0o600)
+	must(t, os.Symlink(elsewhere, from+"/.a"), os.Symlink(elsewhere+"/victim", from+"/.b"))
+	done, swapping := make(chan struct{}), sync.WaitGroup{}
+	swapping.Go(func() {
+		for {
+			select {
+			case <-done:
+				return
+			default:
+			}
+			for _, name := range []string{"a", "b"} {
+				if err := unix.Renameat2(unix.AT_FDCWD, from+"/"+name, unix.AT_FDCWD, from+"/."+name, unix.RENAME_EXCHANGE); err != nil {
+					t.Error(err)
+					return
+				}
+			}
+		}
+	})
+	for range 500 {
+		var b bytes.Buffer
+		// It may fail, for what was a directory is none any more.
+		_, _ = Pack(t.Context(), &b, from, PackOptions{Name: "x"})
+		if bytes.Contains(b.Bytes(), []byte("secret\x00")) {
+			t.Fatal("what a link leads to was packed")
+		}
+	}
+	close(done)
+	swapping.Wait()
+}
+
 func TestCancel(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
@@ -338,7 +387,7 @@ func TestCancel(t *testing.T) {
 
 func FuzzUnpack(f *testing.F) {
 	for name, stream := range hostile {
-		if name != "deep" { // whose neighbours take long
+		if name != "deep" && name != "many directories" { // whose neighbours take long
 			f.Add(stream)
 		}
 	}

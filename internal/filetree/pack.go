@@ -10,7 +10,6 @@ import (
 	"io/fs"
 	"os"
 	"path"
-	"path/filepath"
 	"slices"
 	"strings"
 	"syscall"
@@ -35,11 +34,7 @@ type PackOptions struct {
 func Pack(ctx context.Context, w io.Writer, top string, o PackOptions) (Totals, error) {
 	buffered := bufio.NewWriterSize(w, 2*copyBuffer)
 	p := &packer{ctx: ctx, options: o, tar: tar.NewWriter(buffered), linked: map[inode]string{}, buffer: make([]byte, copyBuffer)}
-	info, err := os.Stat(top)
-	if err != nil {
-		return p.totals, err
-	}
-	if err := p.add(top, o.Name, info); err != nil {
+	if err := p.addTop(top); err != nil {
 		return p.totals, err
 	}
 	if err := p.tar.Close(); err != nil {
@@ -60,17 +55,56 @@ type packer struct {
 	buffer []byte
 }
 
-func (p *packer) add(file, name string, info fs.FileInfo) error {
+// addTop opens what top leads to. Below it everything is opened from its
+// directory: whoever may write there cannot have us read something elsewhere
+// by a link that takes the place of what was looked at.
+func (p *packer) addTop(top string) error {
 	if err := p.ctx.Err(); err != nil {
 		return err
 	}
+	info, err := os.Stat(top)
 	switch {
+	case err != nil:
+		return err
 	case info.IsDir():
-		return p.addDirectory(file, name, info)
+		root, err := os.OpenRoot(top)
+		if err != nil {
+			return err
+		}
+		return p.addDirectory(root, p.options.Name)
 	case info.Mode().IsRegular():
-		return p.addFile(file, name, info)
+		return p.addFile(p.options.Name, info, func() (*os.File, error) { return os.OpenFile(top, openFlags, 0) })
+	}
+	p.totals.Skipped++
+	return nil
+}
+
+// openFlags never wait for the other end of a pipe that has taken a file's
+// place.
+const openFlags = os.O_RDONLY | unix.O_NONBLOCK
+
+// add packs what is called base in a directory.
+func (p *packer) add(directory *os.Root, base, name string) error {
+	if err := p.ctx.Err(); err != nil {
+		return err
+	}
+	if strings.Count(name, "/") >= maxDepth {
+		return fmt.Errorf("%.200q is too deep", name)
+	}
+	info, err := directory.Lstat(base)
+	switch {
+	case err != nil:
+		return p.unlessGone(err)
+	case info.IsDir():
+		root, err := directory.OpenRoot(base)
+		if err != nil {
+			return p.unlessGone(err)
+		}
+		return p.addDirectory(root, name)
+	case info.Mode().IsRegular():
+		return p.addFile(name, info, func() (*os.File, error) { return directory.OpenFile(base, openFlags, 0) })
 	case info.Mode()&fs.ModeSymlink != 0:
-		target, err := os.Readlink(file)
+		target, err := directory.Readlink(base)
 		if err != nil {
 			return p.unlessGone(err)
 		}
@@ -83,40 +117,42 @@ func (p *packer) add(file, name string, info fs.FileInfo) error {
 
 // unlessGone makes light of what others have removed meanwhile.
 func (p *packer) unlessGone(err error) error {
-	if errors.Is(err, fs.ErrNotExist) {
+	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
 		return nil
 	}
 	return err
 }
 
-func (p *packer) addDirectory(directory, name string, info fs.FileInfo) error {
-	handle, err := os.Open(directory)
+// addDirectory packs root, and closes it.
+func (p *packer) addDirectory(root *os.Root, name string) error {
+	defer root.Close()
+	handle, err := root.Open(".")
 	if err != nil {
-		return p.unlessGone(err)
+		return err
 	}
 	defer handle.Close()
+	info, err := handle.Stat()
+	if err != nil {
+		return err
+	}
 	if err := p.header(info, name+"/", "", handle); err != nil {
 		return err
 	}
 	p.totals.Directories++
-	entries, err := handle.ReadDir(-1)
+	names, err := handle.Readdirnames(-1)
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(entries, func(a, b os.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
-	for _, entry := range entries {
-		info, err := entry.Info()
-		if err == nil {
-			err = p.add(filepath.Join(directory, entry.Name()), path.Join(name, entry.Name()), info)
-		}
-		if err := p.unlessGone(err); err != nil {
+	slices.Sort(names)
+	for _, base := range names {
+		if err := p.add(root, base, path.Join(name, base)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-func (p *packer) addFile(file, name string, info fs.FileInfo) error {
+func (p *packer) addFile(name string, info fs.FileInfo, open func() (*os.File, error)) error {
 	if stat := info.Sys().(*syscall.Stat_t); stat.Nlink > 1 {
 		key := inode{stat.Dev, stat.Ino}
 		if first, ok := p.linked[key]; ok {
@@ -125,8 +161,7 @@ func (p *packer) addFile(file, name string, info fs.FileInfo) error {
 		}
 		p.linked[key] = name
 	}
-	// Never waits for the other end of a pipe that has taken its place.
-	handle, err := os.OpenFile(file, os.O_RDONLY|unix.O_NONBLOCK, 0)
+	handle, err := open()
 	if err != nil {
 		return p.unlessGone(err)
 	}
@@ -145,7 +180,7 @@ func (p *packer) addFile(file, name string, info fs.FileInfo) error {
 		return err
 	}
 	if err := p.content(handle, info.Size()); err != nil {
-		return fmt.Errorf("read %s: %w", file, err)
+		return fmt.Errorf("read %s: %w", name, err)
 	}
 	p.count(info.Size())
 	return nil

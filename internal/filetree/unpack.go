@@ -66,8 +66,28 @@ type unpacker struct {
 	path string // of at, "" for root itself
 
 	// directories get what would be in the way, or would change, at the end.
-	directories []*tar.Header
+	directories []madeDirectory
+	// remembered is what they take, in bytes.
+	remembered int
 }
+
+// madeDirectory is what a directory becomes once all is in it.
+type madeDirectory struct {
+	name string
+	dress
+}
+
+// dress is what a file has besides its content.
+type dress struct {
+	mode       fs.FileMode
+	uid, gid   int
+	modified   time.Time
+	attributes map[string]string
+}
+
+// maxRemembered bounds what is remembered of directories, in bytes: a stream
+// may name one any number of times.
+const maxRemembered = 256 << 20
 
 func (u *unpacker) close() {
 	if u.at != u.root {
@@ -126,6 +146,8 @@ func (u *unpacker) entry(h *tar.Header) error {
 		err = u.symlink(h)
 	case tar.TypeLink:
 		err = u.link(h)
+	case tar.TypeXGlobalHeader:
+		return nil // no file, but words for all that follow
 	default:
 		u.totals.Skipped++
 		return nil
@@ -253,7 +275,15 @@ func (u *unpacker) directory(h *tar.Header) error {
 	if err := u.root.MkdirAll(h.Name, 0o700); err != nil {
 		return describe("make directory", h.Name, err)
 	}
-	u.directories = append(u.directories, h)
+	made := madeDirectory{strings.Clone(h.Name), u.dressOf(h)}
+	u.remembered += len(made.name) + rememberedOverhead
+	for name, value := range made.attributes {
+		u.remembered += len(name) + len(value) + rememberedOverhead
+	}
+	if u.remembered > maxRemembered {
+		return fmt.Errorf("directories take more than %d MiB to remember", maxRemembered>>20)
+	}
+	u.directories = append(u.directories, made)
 	return nil
 }
 
@@ -261,75 +291,83 @@ func (u *unpacker) directory(h *tar.Header) error {
 // come before those around them.
 func (u *unpacker) finishDirectories() error {
 	for i := len(u.directories) - 1; i >= 0; i-- {
-		h := u.directories[i]
-		if err := u.finishDirectory(h); err != nil {
-			return describe("set mode and owner of", h.Name, err)
+		d := u.directories[i]
+		if err := u.finishDirectory(d); err != nil {
+			return describe("set mode and owner of", d.name, err)
 		}
 	}
 	return nil
 }
 
-func (u *unpacker) finishDirectory(h *tar.Header) error {
-	handle, err := u.root.OpenFile(h.Name, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
+// rememberedOverhead is roughly what maps, slices and strings take for each.
+const rememberedOverhead = 128
+
+func (u *unpacker) finishDirectory(d madeDirectory) error {
+	handle, err := u.root.OpenFile(d.name, os.O_RDONLY|unix.O_DIRECTORY|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return err
 	}
 	defer handle.Close()
-	if err := u.dress(handle, h); err != nil {
-		return err
-	}
-	return u.root.Chtimes(h.Name, time.Time{}, h.ModTime)
+	return d.put(handle)
 }
 
-// dress gives an open file its attributes, owner and mode, in this order:
+// dressOf is what the file of an entry gets.
+func (u *unpacker) dressOf(h *tar.Header) dress {
+	d := dress{mode: h.FileInfo().Mode() & (fs.ModePerm | fs.ModeSticky | setID), uid: h.Uid, gid: h.Gid, modified: h.ModTime}
+	if !u.options.Trusted {
+		d.mode &^= setID
+	}
+	if o := u.options.Owner; o != nil {
+		d.uid, d.gid = o.UID, o.GID
+	}
+	for key, value := range h.PAXRecords {
+		if name, ok := strings.CutPrefix(key, attributePrefix); ok && strings.HasPrefix(name, "user.") {
+			if d.attributes == nil {
+				d.attributes = map[string]string{}
+			}
+			d.attributes[strings.Clone(name)] = strings.Clone(value)
+		}
+	}
+	return d
+}
+
+// put gives an open file its attributes, owner, mode and time, in this order:
 // a change of owner takes set-id bits away.
-func (u *unpacker) dress(handle *os.File, h *tar.Header) error {
-	if err := setAttributes(handle, h.PAXRecords); err != nil {
+func (d *dress) put(handle *os.File) error {
+	if err := setAttributes(handle, d.attributes); err != nil {
 		return err
 	}
-	if uid, gid, ok := u.owner(h); ok {
-		if err := handle.Chown(uid, gid); err != nil {
+	if !d.mine() {
+		if err := handle.Chown(d.uid, d.gid); err != nil {
 			return err
 		}
 	}
-	mode := h.FileInfo().Mode() & (fs.ModePerm | fs.ModeSticky | setID)
-	if !u.options.Trusted {
-		mode &^= setID
+	if err := handle.Chmod(d.mode); err != nil {
+		return err
 	}
-	return handle.Chmod(mode)
+	return unix.UtimesNanoAt(int(handle.Fd()), "", changeTime(d.modified), unix.AT_EMPTY_PATH)
 }
 
-// owner is false when files belong to whoever makes them anyway.
-func (u *unpacker) owner(h *tar.Header) (uid, gid int, ok bool) {
-	if u.options.Owner == nil {
-		return h.Uid, h.Gid, true
-	}
-	o := *u.options.Owner
-	return o.UID, o.GID, o.UID != os.Geteuid() || o.GID != os.Getegid()
-}
-
-func (u *unpacker) own(h *tar.Header, name string) error {
-	uid, gid, ok := u.owner(h)
-	if !ok {
-		return nil
-	}
-	return u.at.Lchown(name, uid, gid)
-}
+// mine is true when files belong to whom they are to anyway.
+func (d *dress) mine() bool { return d.uid == os.Geteuid() && d.gid == os.Getegid() }
 
 func (u *unpacker) symlink(h *tar.Header) error {
 	return u.replace(h, func(temporary string) error {
 		if err := u.at.Symlink(h.Linkname, temporary); err != nil {
 			return err
 		}
-		if err := u.own(h, temporary); err != nil {
-			return err
+		d := u.dressOf(h)
+		if !d.mine() {
+			if err := u.at.Lchown(temporary, d.uid, d.gid); err != nil {
+				return err
+			}
 		}
 		directory, err := u.at.Open(".")
 		if err != nil {
 			return err
 		}
 		defer directory.Close()
-		return unix.UtimesNanoAt(int(directory.Fd()), temporary, changeTime(h.ModTime), unix.AT_SYMLINK_NOFOLLOW)
+		return unix.UtimesNanoAt(int(directory.Fd()), temporary, changeTime(d.modified), unix.AT_SYMLINK_NOFOLLOW)
 	})
 }
 
@@ -343,10 +381,8 @@ func (u *unpacker) file(h *tar.Header) error {
 		if err := u.fill(handle, h.Size); err != nil {
 			return err
 		}
-		if err := u.dress(handle, h); err != nil {
-			return err
-		}
-		if err := unix.UtimesNanoAt(int(handle.Fd()), "", changeTime(h.ModTime), unix.AT_EMPTY_PATH); err != nil {
+		d := u.dressOf(h)
+		if err := d.put(handle); err != nil {
 			return err
 		}
 		return handle.Close()
@@ -427,15 +463,11 @@ func temporaryName() string {
 	return ".vmsan-" + hex.EncodeToString(id[:])
 }
 
-// setAttributes sets those that a user may set. A file system that has none
-// goes without.
-func setAttributes(handle *os.File, records map[string]string) error {
+// setAttributes sets extended attributes. A file system that has none goes
+// without.
+func setAttributes(handle *os.File, attributes map[string]string) error {
 	total := 0
-	for key, value := range records {
-		name, ok := strings.CutPrefix(key, attributePrefix)
-		if !ok || !strings.HasPrefix(name, "user.") {
-			continue
-		}
+	for name, value := range attributes {
 		if total += len(name) + len(value); total > maxAttributes {
 			return fmt.Errorf("attributes of more than %d bytes", maxAttributes)
 		}

@@ -16,7 +16,7 @@ import (
 	"github.com/vmsan/vmsan/internal/guest/proto/filesystem"
 )
 
-// FileKind is what a path leads to.
+// FileKind is what sort of file there is.
 type FileKind int
 
 // Kinds of files.
@@ -26,18 +26,31 @@ const (
 	Directory
 )
 
-// FileKind tells what path leads to in the guest, symbolic links followed.
-func (c *Client) FileKind(ctx context.Context, path string) (FileKind, error) {
+// Found is what a path leads to.
+type Found struct {
+	Kind FileKind
+	// Path is absolute, and no symbolic link. Empty if there is no file.
+	Path string
+}
+
+// Find tells what path leads to in the guest, symbolic links followed.
+func (c *Client) Find(ctx context.Context, path string) (Found, error) {
 	response, err := c.files.Stat(ctx, connect.NewRequest(&filesystem.StatRequest{Path: path}))
 	switch {
 	case connect.CodeOf(err) == connect.CodeNotFound && connect.IsWireError(err):
-		return NoFile, nil
+		return Found{}, nil
 	case err != nil:
-		return NoFile, callError("look at "+printable(path), err)
-	case response.Msg.GetEntry().GetType() == filesystem.FileType_FILE_TYPE_DIRECTORY:
-		return Directory, nil
+		return Found{}, callError("look at "+printable(path), err)
 	}
-	return PlainFile, nil
+	entry := response.Msg.GetEntry()
+	found := Found{Kind: PlainFile, Path: entry.GetPath()}
+	if entry.GetType() == filesystem.FileType_FILE_TYPE_DIRECTORY {
+		found.Kind = Directory
+	}
+	if target := entry.GetSymlinkTarget(); target != "" {
+		found.Path = target
+	}
+	return found, nil
 }
 
 // TreeReader is a tar stream of files in the guest.

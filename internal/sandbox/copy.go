@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path"
+	"path/filepath"
 	"strings"
 	"syscall"
 
@@ -43,6 +44,8 @@ type CopyOptions struct {
 	KeepOwners bool
 	// User owns files in a sandbox. Default: the sandbox's own user.
 	User string
+	// Into refuses a destination that is not a directory.
+	Into bool
 	// Stdin and Stdout are for tar streams.
 	Stdin  io.Reader
 	Stdout io.Writer
@@ -112,6 +115,9 @@ func (c *copying) run(ctx context.Context) (filetree.Totals, error) {
 	}
 	defer r.Close()
 	totals, err := c.to.write(ctx, directory, name, r, c)
+	if err == nil {
+		err = drain(r)
+	}
 	if skipped, ok := r.(interface{ Skipped() int64 }); ok && err == nil {
 		totals.Skipped += skipped.Skipped()
 	}
@@ -119,6 +125,20 @@ func (c *copying) run(ctx context.Context) (filetree.Totals, error) {
 		err = api.Errorf(api.ErrFile, "%s is neither a file nor a directory", c.Source)
 	}
 	return totals, err
+}
+
+// maxPadding bounds what stands behind the end of a tar stream, in bytes: GNU
+// tar fills up to its blocking factor.
+const maxPadding = 1 << 20
+
+// drain reads what is behind the end of the files, for only then a stream says
+// how it has ended.
+func drain(r io.Reader) error {
+	n, err := io.Copy(io.Discard, io.LimitReader(r, maxPadding))
+	if err == nil && n == maxPadding {
+		err = api.Errorf(api.ErrFile, "the stream goes on behind its end")
+	}
+	return err
 }
 
 // baseName is what the copy of a path is called in a directory; "." if it is
@@ -134,33 +154,50 @@ func baseName(p string) string {
 
 // place is the directory that the copy is put in, and its name there.
 func (c *copying) place(ctx context.Context) (directory, name string, err error) {
-	there, err := c.to.kind(ctx)
+	there, err := c.to.find(ctx)
 	if err != nil {
 		return "", "", err
 	}
 	if c.from.streams() {
-		if there != guest.Directory {
+		if there.Kind != guest.Directory {
 			return "", "", api.Errorf(api.ErrFile, "%s is not a directory, and only one can take a tar stream", c.Destination)
 		}
-		return c.to.path, "", nil
+		return there.Path, "", nil
 	}
-	source, err := c.from.kind(ctx)
+	source, err := c.from.find(ctx)
 	if err != nil {
 		return "", "", err
 	}
-	name = baseName(c.from.path)
 	switch {
-	case source == guest.NoFile:
+	case source.Kind == guest.NoFile:
 		return "", "", api.Errorf(api.ErrFileNotFound, "there is no %s", c.Source)
-	case there == guest.Directory:
-		return c.to.path, name, nil
-	case there == guest.PlainFile && source == guest.Directory:
+	case there.Kind == guest.Directory:
+		directory, name = there.Path, baseName(c.from.path)
+	case there.Kind == guest.PlainFile && source.Kind == guest.Directory:
 		return "", "", api.Errorf(api.ErrFile, "%s is a directory, and %s is a file", c.Source, c.Destination)
-	case there == guest.NoFile && source == guest.PlainFile && strings.HasSuffix(c.to.path, "/"):
+	case there.Kind == guest.NoFile && (c.Into || source.Kind == guest.PlainFile && strings.HasSuffix(c.to.path, "/")):
 		return "", "", api.Errorf(api.ErrFileNotFound, "there is no directory %s", c.Destination)
+	case there.Kind == guest.PlainFile && c.Into:
+		return "", "", api.Errorf(api.ErrFile, "%s is a file, and several cannot be copied to it", c.Destination)
+	case there.Kind == guest.PlainFile:
+		directory, name = path.Split(there.Path)
+	default:
+		clean := path.Clean(c.to.path)
+		directory, name = path.Dir(clean), path.Base(clean)
 	}
-	clean := path.Clean(c.to.path)
-	return path.Dir(clean), path.Base(clean), nil
+	return directory, name, c.checkApart(source.Path, path.Join(directory, name))
+}
+
+// checkApart refuses to copy what is in a sandbox into itself, which would
+// not end before its disk is full.
+func (c *copying) checkApart(source, destination string) error {
+	if c.from.record == nil || c.to.record == nil || c.from.record.ID != c.to.record.ID {
+		return nil
+	}
+	if destination == source || strings.HasPrefix(destination, strings.TrimSuffix(source, "/")+"/") {
+		return api.Errorf(api.ErrFile, "%s is in %s, and cannot be copied into itself", c.Destination, c.Source)
+	}
+	return nil
 }
 
 // resolveGuestPath makes what is relative so to the home of the user.
@@ -171,17 +208,21 @@ func resolveGuestPath(p string) string {
 	return "~/" + p
 }
 
-func localKind(p string) (guest.FileKind, error) {
-	info, err := os.Stat(p)
+func findLocal(p string) (guest.Found, error) {
+	real, err := filepath.EvalSymlinks(p)
+	var info fs.FileInfo
+	if err == nil {
+		info, err = os.Stat(real)
+	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):
-		return guest.NoFile, nil
+		return guest.Found{}, nil
 	case err != nil:
-		return guest.NoFile, fileError(err)
+		return guest.Found{}, fileError(err)
 	case info.IsDir():
-		return guest.Directory, nil
+		return guest.Found{Kind: guest.Directory, Path: real}, nil
 	}
-	return guest.PlainFile, nil
+	return guest.Found{Kind: guest.PlainFile, Path: real}, nil
 }
 
 // fileError gives what the host says of a file a code.

@@ -39,11 +39,12 @@ func (e *end) close() {
 	}
 }
 
-func (e *end) kind(ctx context.Context) (guest.FileKind, error) {
+// find tells what the path at this end leads to.
+func (e *end) find(ctx context.Context) (guest.Found, error) {
 	if e.client != nil {
-		return e.client.FileKind(ctx, e.path)
+		return e.client.Find(ctx, e.path)
 	}
-	return localKind(e.path)
+	return findLocal(e.path)
 }
 
 // read opens a tar stream of what is at this end, its top called name.
@@ -80,7 +81,10 @@ func (p *packed) Close() error {
 }
 
 // Skipped is what was left out. It is known after the end.
-func (p *packed) Skipped() int64 { return p.totals.Skipped }
+func (p *packed) Skipped() int64 {
+	<-p.done
+	return p.totals.Skipped
+}
 
 // write unpacks a tar stream in a directory at this end, where it may make
 // name and nothing else.
