@@ -29,8 +29,9 @@ type Options struct {
 	Boot func(ctx context.Context, accel string) error
 	// AskResolvers sends a question to each resolver.
 	AskResolvers bool
-	// Leftovers finds what dead sandboxes have left. Required.
-	Leftovers func(context.Context) ([]Leftover, error)
+	// Collect removes what dead sandboxes have left, or with dryRun says what it
+	// would remove. Required.
+	Collect func(ctx context.Context, dryRun bool) (api.Collection, error)
 	// Fix has checks mend what they can.
 	Fix bool
 	// Found gets each finding as soon as there is one. Optional.
@@ -43,13 +44,6 @@ type VMM struct {
 	Version func(context.Context) (string, error)
 	Oldest  string // the oldest version that works: "7.2"
 	Install string // the command that installs it
-}
-
-// Leftover is something that is there for nobody.
-type Leftover struct {
-	What   string
-	Kept   string // why it is left alone; else Remove takes it away
-	Remove func(context.Context) error
 }
 
 // Check is one thing that can be looked at.

@@ -27,9 +27,9 @@ func options(t *testing.T) *Options {
 	t.Helper()
 	dir := t.TempDir()
 	o := &Options{
-		Layout:    store.Layout{Dir: filepath.Join(dir, "state"), Run: filepath.Join(dir, "run")},
-		VMMs:      []VMM{{"vmm", func(context.Context) (string, error) { return "7.2.22", nil }, "7.2", "install it"}},
-		Leftovers: func(context.Context) ([]Leftover, error) { return nil, nil },
+		Layout:  store.Layout{Dir: filepath.Join(dir, "state"), Run: filepath.Join(dir, "run")},
+		VMMs:    []VMM{{"vmm", func(context.Context) (string, error) { return "7.2.22", nil }, "7.2", "install it"}},
+		Collect: func(context.Context, bool) (api.Collection, error) { return api.Collection{}, nil },
 	}
 	if err := o.Layout.Init(); err != nil {
 		t.Fatal(err)
@@ -151,23 +151,22 @@ func TestStuck(t *testing.T) {
 func TestFixLeftovers(t *testing.T) {
 	o := options(t)
 	o.want(t, "leftovers", api.HealthPass, "none", "")
-	there := []string{"one", "stubborn", "kept"}
-	stubborn := errors.New("it is in use")
-	o.Leftovers = func(context.Context) (list []Leftover, err error) {
-		for _, what := range there {
-			l := Leftover{What: what, Remove: func(context.Context) error {
-				if what == "stubborn" && stubborn != nil {
-					return stubborn
-				}
+	there := []string{"one", "stubborn"}
+	stubborn := "it is in use"
+	o.Collect = func(_ context.Context, dryRun bool) (c api.Collection, err error) {
+		c.Kept = []api.Leftover{{What: "kept", Kept: "it may be another's"}}
+		for _, what := range slices.Clone(there) {
+			switch {
+			case dryRun:
+				c.Removed = append(c.Removed, api.Leftover{What: what})
+			case what == "stubborn" && stubborn != "":
+				c.Failed = append(c.Failed, api.Leftover{What: what, Error: stubborn})
+			default:
+				c.Removed = append(c.Removed, api.Leftover{What: what})
 				there = slices.DeleteFunc(there, func(s string) bool { return s == what })
-				return nil
-			}}
-			if what == "kept" {
-				l.Kept = "it may be another's"
 			}
-			list = append(list, l)
 		}
-		return list, nil
+		return c, nil
 	}
 	o.want(t, "leftovers", api.HealthWarn, "is left: one; stubborn", "--fix")
 	o.Fix = true
@@ -177,13 +176,13 @@ func TestFixLeftovers(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	stubborn = nil
+	stubborn = ""
 	got = o.look(t, "leftovers")
 	want = api.Finding{Check: "leftovers", Status: api.HealthPass, Fixed: []string{"removed stubborn"},
 		Detail: "what looks like leftovers cannot be proved to be: kept: it may be another's"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	o.Leftovers = func(context.Context) ([]Leftover, error) { return nil, errors.New("no netlink") }
+	o.Collect = func(context.Context, bool) (api.Collection, error) { return api.Collection{}, errors.New("no netlink") }
 	o.want(t, "leftovers", api.HealthFail, "no netlink", "vmsan doctor leftovers")
 }

@@ -258,12 +258,18 @@ func writeTrial(path string) error {
 func checkLeftovers(ctx context.Context, o *Options) verdict {
 	var fixed []string
 	if o.Fix {
-		var err error
-		if fixed, err = removeLeftovers(ctx, o.Leftovers); err != nil {
+		c, err := o.Collect(ctx, false)
+		for _, l := range c.Removed {
+			fixed = append(fixed, "removed "+leftover(l))
+		}
+		for _, l := range c.Failed {
+			err = errors.Join(err, errors.New(l.Error))
+		}
+		if err != nil {
 			return verdict{api.HealthFail, err.Error(), "vmsan doctor leftovers --fix", fixed}
 		}
 	}
-	found, err := o.Leftovers(ctx)
+	found, err := o.Collect(ctx, true)
 	if err != nil {
 		return verdict{api.HealthFail, fmt.Sprintf("leftovers cannot be looked for: %v", err), "vmsan doctor leftovers", fixed}
 	}
@@ -272,36 +278,13 @@ func checkLeftovers(ctx context.Context, o *Options) verdict {
 	return v
 }
 
-// removeLeftovers looks again after it has removed something: of some things it
-// is certain only then that they are left.
-func removeLeftovers(ctx context.Context, find func(context.Context) ([]Leftover, error)) (fixed []string, err error) {
-	for {
-		found, err := find(ctx)
-		before := len(fixed)
-		for _, l := range found {
-			if l.Kept != "" {
-				continue
-			}
-			if removeErr := l.Remove(ctx); removeErr != nil {
-				err = errors.Join(err, removeErr)
-				continue
-			}
-			fixed = append(fixed, "removed "+l.What)
-		}
-		if err != nil || len(fixed) == before {
-			return fixed, err
-		}
-	}
-}
-
-func judgeLeftovers(found []Leftover) verdict {
+func judgeLeftovers(found api.Collection) verdict {
 	var dead, kept []string
-	for _, l := range found {
-		if l.Kept == "" {
-			dead = append(dead, l.What)
-		} else {
-			kept = append(kept, l.What+": "+l.Kept)
-		}
+	for _, l := range found.Removed {
+		dead = append(dead, leftover(l))
+	}
+	for _, l := range found.Kept {
+		kept = append(kept, leftover(l)+": "+l.Kept)
 	}
 	switch {
 	case len(dead) > 0:
@@ -310,4 +293,11 @@ func judgeLeftovers(found []Leftover) verdict {
 		return pass("what looks like leftovers cannot be proved to be: %s", strings.Join(kept, "; "))
 	}
 	return pass("none")
+}
+
+func leftover(l api.Leftover) string {
+	if l.VM == "" {
+		return l.What
+	}
+	return l.VM + ": " + l.What
 }

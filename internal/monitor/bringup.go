@@ -286,6 +286,9 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group, linked func
 		defer cancel()
 		return m.vm.Stop(ctx)
 	})
+	if len(volumes) > 0 {
+		return m.save(func(r *store.Record) { r.Host.VMM = store.ProcessOf(m.vm.PID()) })
+	}
 	return nil
 }
 

@@ -78,6 +78,7 @@ type monitor struct {
 	record *store.Record
 
 	stop     chan time.Duration // requests to stop, with their grace
+	ending   chan struct{}      // closed when the end has begun
 	held     chan struct{}      // closed when somebody holds the sandbox
 	holdOnce sync.Once          // closes held
 	finished chan struct{}      // closed when everything is undone
@@ -126,6 +127,7 @@ func newMonitor(layout store.Layout, id string, driver func(store.Layout, store.
 		layout: layout, id: id, record: record, root: os.Geteuid() == 0,
 		log:      slog.New(slog.NewTextHandler(&boundedWriter{w: log, left: maxLog}, nil)),
 		stop:     make(chan time.Duration),
+		ending:   make(chan struct{}),
 		held:     make(chan struct{}),
 		finished: make(chan struct{}),
 	}
@@ -185,6 +187,7 @@ func (m *monitor) watch(ctx context.Context) string {
 // shutDown ends the guest in order, and by force after grace. Without grace
 // the guest is not asked.
 func (m *monitor) shutDown(grace time.Duration) {
+	close(m.ending)
 	if grace > 0 {
 		m.wake()
 	}
@@ -211,7 +214,8 @@ func (m *monitor) wake() {
 	m.standing.Lock()
 	defer m.standing.Unlock()
 	m.reviveGate()
-	ctx := context.Background()
+	ctx, cancel := context.WithTimeout(context.Background(), quitTime)
+	defer cancel()
 	var err error
 	if m.status() == api.StatusPaused {
 		err = m.vm.Resume(ctx)

@@ -31,11 +31,26 @@ func (m *monitor) Resize(ctx context.Context, bytes int64) error {
 	if err := m.save(func(r *store.Record) { r.Spec.DiskBytes, r.Grown = bytes, true }); err != nil {
 		return err
 	}
-	ctx = context.WithoutCancel(ctx)
+	ctx, cancel := m.untilEnding(context.WithoutCancel(ctx))
+	defer cancel()
 	if err := m.vm.DiskResized(ctx, overlayDisk, bytes); err != nil {
 		return fmt.Errorf("tell the machine: %w", err)
 	}
 	return m.growGuest(ctx)
+}
+
+// untilEnding is a context that ends when the sandbox begins to: whoever stops
+// it waits for no answer of a guest or a VMM that gives none.
+func (m *monitor) untilEnding(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancel(ctx)
+	go func() {
+		select {
+		case <-m.ending:
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	return ctx, cancel
 }
 
 // growGuest has the guest grow the file system on its disk to the size of the

@@ -12,9 +12,11 @@ import (
 	"github.com/vmsan/vmsan/internal/volume"
 )
 
-// openVolumes opens and locks the sandbox's volumes until its end. The VMM has
-// the same open files, and so the locks: a monitor that is killed does not let
-// go of a volume that its VMM still writes to.
+// openVolumes opens and locks the sandbox's volumes until its end. QEMU has the
+// same open files, and so the locks: a monitor that is killed does not let go
+// of a volume that it still writes to. Firecracker opens them itself, and is
+// ended before anybody else gets a volume of a monitor that has died: that is
+// why the record has its process as soon as there is one.
 func (m *monitor) openVolumes() (disks []vmm.Disk, err error) {
 	for i, v := range m.record.Spec.Volumes {
 		file, err := volume.Store{Layout: m.layout}.Open(v.Volume, v.ReadOnly)

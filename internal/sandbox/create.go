@@ -12,6 +12,7 @@ import (
 	"github.com/vmsan/vmsan/internal/disk"
 	"github.com/vmsan/vmsan/internal/setup"
 	"github.com/vmsan/vmsan/internal/store"
+	"github.com/vmsan/vmsan/internal/vmm/firecracker"
 )
 
 // Create makes a sandbox and starts it; it returns when the guest answers.
@@ -124,7 +125,7 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 	if spec.Driver, spec.Accelerator, err = choose(ready, o); err != nil {
 		return nil, err
 	}
-	if spec.Filter, err = o.readFilter(ctx, spec.Driver); err != nil {
+	if spec.Filter, err = o.readFilter(ctx, spec.Driver, firecracker.Driver{Dir: releases(s.layout).Path(spec.Release)}); err != nil {
 		return nil, err
 	}
 	spec.Release = s.release(spec.Driver)

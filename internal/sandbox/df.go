@@ -72,6 +72,7 @@ func (s *Service) DiskUsage(ctx context.Context) (d DiskUsage, err error) {
 		{"layers", []string{filepath.Join(s.layout.Blobs(), "sha256"), filepath.Join(s.layout.Blobs(), "partial")}, nil, always},
 		{"kernels", []string{s.layout.Kernels()}, nil, nil},
 		{"blanks", []string{s.layout.Blanks()}, nil, nil},
+		{"releases", []string{s.layout.Releases()}, nil, nil},
 		{"unfinished", []string{s.layout.Tmp()}, nil, nil},
 	} {
 		measured := UsageOfKind{Kind: k.kind}

@@ -11,6 +11,7 @@ import (
 	"github.com/vmsan/vmsan/internal/doctor"
 	"github.com/vmsan/vmsan/internal/kernel"
 	"github.com/vmsan/vmsan/internal/setup"
+	"github.com/vmsan/vmsan/internal/vmm/firecracker"
 	"github.com/vmsan/vmsan/internal/vmm/qemu"
 )
 
@@ -33,10 +34,10 @@ func (s *Service) Doctor(ctx context.Context, o DoctorOptions) ([]api.Finding, e
 	driver := qemu.Driver{}
 	options := doctor.Options{
 		Layout: s.layout, Agent: binary.Digest(), Checks: o.Checks, Fix: o.Fix, Found: o.Found,
-		VMMs: []doctor.VMM{{
+		VMMs: append([]doctor.VMM{{
 			Name: driver.Features().Name, Version: driver.Version, Oldest: "7.2", Install: "apt-get install qemu-system-x86",
-		}},
-		Leftovers: s.leftoversForDoctor, AskResolvers: o.Probe,
+		}}, s.installedFirecracker()...),
+		Collect: s.CollectLeftovers, AskResolvers: o.Probe,
 	}
 	if o.Probe {
 		options.Boot = s.bootAgain
@@ -44,17 +45,20 @@ func (s *Service) Doctor(ctx context.Context, o DoctorOptions) ([]api.Finding, e
 	return doctor.Run(ctx, options)
 }
 
-func (s *Service) leftoversForDoctor(ctx context.Context) ([]doctor.Leftover, error) {
-	found, err := s.Leftovers(ctx)
-	var list []doctor.Leftover
-	for _, l := range found {
-		what := l.What
-		if l.VM != "" {
-			what = l.VM + ": " + what
-		}
-		list = append(list, doctor.Leftover{What: what, Kept: l.Kept, Remove: l.Remove})
+// installedFirecracker is the release that setup has, if it has one: whole, and
+// of a version.
+func (s *Service) installedFirecracker() []doctor.VMM {
+	ready, err := setup.Load(s.layout)
+	if err != nil || ready.FirecrackerRelease == "" {
+		return nil // what is wrong with the record is another check's
 	}
-	return list, err
+	version := func(ctx context.Context) (string, error) {
+		if _, err := releases(s.layout).Check(ready.FirecrackerRelease); err != nil {
+			return "", err
+		}
+		return firecracker.Driver{Dir: releases(s.layout).Path(ready.FirecrackerRelease)}.Version(ctx)
+	}
+	return []doctor.VMM{{Name: firecracker.Name, Version: version, Oldest: "1.12", Install: "vmsan setup --firecracker"}}
 }
 
 // bootAgain is the probe of setup, with the kernel that sandboxes start with.

@@ -17,7 +17,7 @@ func (o *CreateOptions) checkFilter() error {
 }
 
 // readFilter returns the filters that a sandbox of a driver is to have.
-func (o *CreateOptions) readFilter(ctx context.Context, driver string) ([]byte, error) {
+func (o *CreateOptions) readFilter(ctx context.Context, driver string, release firecracker.Driver) ([]byte, error) {
 	if o.Filter == "" {
 		return nil, nil
 	}
@@ -25,7 +25,7 @@ func (o *CreateOptions) readFilter(ctx context.Context, driver string) ([]byte, 
 		return nil, api.Errorf(api.ErrUnsupported, "--seccomp-filter is not supported by the driver %s, which has one filter of its own", driver).
 			WithFlag("--seccomp-filter").WithHint("vmsan create --driver firecracker, or without --seccomp-filter")
 	}
-	filter, err := firecracker.ReadFilter(ctx, o.Filter)
+	filter, err := release.ReadFilter(ctx, o.Filter)
 	switch {
 	case errors.Is(err, firecracker.ErrNoCompiler):
 		return nil, api.Errorf(api.ErrSetupMissingBinary, "%w", err).WithFlag("--seccomp-filter").

@@ -18,6 +18,9 @@ import (
 // sandbox runs. The monitor is a session of its own, so
 // nothing that happens to the caller from here on harms the sandbox.
 func (s *Service) launch(ctx context.Context, r *store.Record, lock *store.Lock, first *os.File) error {
+	if err := s.endDeadHolders(ctx, r); err != nil {
+		return err
+	}
 	self, err := os.Executable()
 	if err != nil {
 		return fmt.Errorf("find own binary: %w", err)

@@ -266,13 +266,18 @@ func (s *Service) strayCgroups(stray *Leftover, names []string) (*Leftover, erro
 		}
 		pids = append(pids, members...)
 	}
-	first := monitor.Users(s.layout)
+	first, proved := monitor.Users(s.layout), 0
 	for _, pid := range pids {
-		if uid, ok := userOf(pid); ok && (uid < first || uid >= first+2*store.Slots) {
+		uid, ok := userOf(pid)
+		switch {
+		case !ok: // it has ended
+		case uid < first || uid >= first+2*store.Slots:
 			stray.Kept = fmt.Sprintf("process %d in it runs as user %d, whom no sandbox of this state directory has", pid, uid)
+		default:
+			proved++
 		}
 	}
-	if len(pids) == 0 {
+	if proved == 0 && stray.Kept == "" {
 		stray.Kept = "nothing is in it, and nothing tells whose it was"
 	}
 	return stray, nil

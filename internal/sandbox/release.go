@@ -80,8 +80,14 @@ func (s *Service) installRelease(from release.Source) func(context.Context, stri
 			return "", err
 		}
 		event(setup.Done, fmt.Sprintf("%s, SHA-256 %.12s", m.Version, m.Programs["firecracker"]))
-		return name, all.Prune(func(other string) bool { return other == name || s.usesRelease(other) })
+		return name, nil
 	}
+}
+
+// pruneReleases removes the releases that neither setup nor anybody else needs,
+// once it is written down which one setup has.
+func (s *Service) pruneReleases(current string) error {
+	return releases(s.layout).Prune(func(name string) bool { return name == current || s.usesRelease(name) })
 }
 
 // usesRelease tells whether a sandbox or a snapshot needs a release of

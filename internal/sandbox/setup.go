@@ -59,6 +59,9 @@ func (s *Service) Setup(ctx context.Context, o SetupOptions) (setup.Record, erro
 		KeepKernel:  s.usesKernel,
 		Pool:        o.Pool, CheckPool: network.CheckPool,
 	})
+	if err == nil {
+		err = s.pruneReleases(record.FirecrackerRelease)
+	}
 	if err == nil && o.ReleaseTo != "" {
 		err = s.exportRelease(record, o.ReleaseTo)
 	}

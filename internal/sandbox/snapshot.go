@@ -17,6 +17,7 @@ import (
 	"github.com/vmsan/vmsan/internal/policy"
 	"github.com/vmsan/vmsan/internal/snapshot"
 	"github.com/vmsan/vmsan/internal/store"
+	"github.com/vmsan/vmsan/internal/vmm/firecracker"
 )
 
 // snapshots are the user's.
@@ -288,7 +289,7 @@ func (s *Service) planSnapshot(ctx context.Context, o CreateOptions, pool store.
 	spec := pool
 	spec.Image, spec.ImageName, spec.Kernel = m.Image, m.ImageName, m.Host.Kernel
 	spec.Driver, spec.Accelerator, spec.Release = m.Host.Driver, m.Host.Accelerator, s.releaseOf(m.Host)
-	if spec.Filter, err = o.readFilter(ctx, spec.Driver); err != nil {
+	if spec.Filter, err = o.readFilter(ctx, spec.Driver, firecracker.Driver{Dir: releases(s.layout).Path(spec.Release)}); err != nil {
 		return nil, err
 	}
 	spec.VCPUs, spec.MemoryMiB, spec.DiskBytes = m.VCPUs, m.MemoryMiB, m.DiskBytes

@@ -150,6 +150,30 @@ func (s *Service) ensureVolumes(ctx context.Context, mounts []store.Mount) error
 	return nil
 }
 
+// endDeadHolders ends the machines of dead monitors that have volumes of r: a
+// VMM that opens its disks by their paths does not share the monitor's locks,
+// and may write to them still.
+func (s *Service) endDeadHolders(ctx context.Context, r *store.Record) error {
+	if len(r.Spec.Volumes) == 0 {
+		return nil
+	}
+	users, err := s.VolumeUsers()
+	if err != nil {
+		return err
+	}
+	for _, m := range r.Spec.Volumes {
+		for _, user := range users[m.Volume] {
+			if user.ID == r.ID || !unfinished(user) {
+				continue
+			}
+			if _, err := s.repaired(ctx, user.ID); err != nil && !api.HasCode(err, api.ErrVMNotFound) {
+				return fmt.Errorf("free volume %s: %w", m.Volume, err)
+			}
+		}
+	}
+	return nil
+}
+
 // checkSavable refuses to save a machine with volumes: what the guest
 // remembers of them does not hold once another has written to them, and two
 // copies cannot both write.

@@ -1,11 +1,13 @@
 package sandbox
 
 import (
+	"os/exec"
 	"strings"
 	"testing"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/store"
+	"github.com/vmsan/vmsan/internal/testenv"
 )
 
 func TestParseVolume(t *testing.T) {
@@ -66,5 +68,40 @@ func TestCheckVolumes(t *testing.T) {
 	o = CreateOptions{Volumes: mounts("a:/srv"), Snapshot: "s"}
 	if err := o.Check(); !api.HasCode(err, api.ErrValidationFlags) {
 		t.Errorf("with a snapshot: %v", err)
+	}
+}
+
+// TestEndDeadHolders: a VMM that outlived its monitor is ended before anybody
+// else gets its volume, and one that has another volume is let be.
+func TestEndDeadHolders(t *testing.T) {
+	testenv.RequireRoot(t)
+	s := testService(t)
+	started := func(volume string) (*exec.Cmd, *store.Record) {
+		vmm := exec.Command("sleep", "1000")
+		if err := vmm.Start(); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() {
+			vmm.Process.Kill()
+			vmm.Wait()
+		})
+		return vmm, s.died(t, func(r *store.Record) {
+			r.Spec.Volumes = []store.Mount{{Volume: volume, Path: "/srv"}}
+			r.Host.VMM = store.ProcessOf(vmm.Process.Pid)
+		})
+	}
+	holder, held := started("data")
+	_, other := started("another")
+	next := &store.Record{ID: "vm0123456789", Spec: store.Spec{Volumes: held.Spec.Volumes}}
+	if err := s.endDeadHolders(t.Context(), next); err != nil {
+		t.Fatal(err)
+	}
+	if err := holder.Wait(); err == nil || !strings.Contains(err.Error(), "killed") {
+		t.Errorf("the holder ended with %v", err)
+	}
+	for r, want := range map[*store.Record]api.Status{held: api.StatusStopped, other: api.StatusRunning} {
+		if got, err := s.layout.Load(r.ID); err != nil || got.Status != want {
+			t.Errorf("%s is %s, %v, want %s", r.ID, got.Status, err, want)
+		}
 	}
 }

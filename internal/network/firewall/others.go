@@ -334,9 +334,6 @@ func (t *trial) extension(e *expr.Match) certainty {
 	case *xt.ConntrackMtinfo3:
 		return t.conntrack(info.ConntrackMtinfoBase, info.StateMask)
 	}
-	if e.Name == "physdev" {
-		return no // it is about bridges, and nothing bridges a sandbox's packets
-	}
 	return maybe
 }
 

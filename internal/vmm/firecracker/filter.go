@@ -28,10 +28,10 @@ var ErrNoCompiler = errors.New(compiler + " is not there, and filters in JSON ha
 // ReadFilter returns the filters in a file in Firecracker's own format. They
 // are compiled if they are JSON. Firecracker itself says, when it starts,
 // whether it can use them.
-func ReadFilter(ctx context.Context, path string) ([]byte, error) {
+func (d Driver) ReadFilter(ctx context.Context, path string) ([]byte, error) {
 	filter, err := readFilter(path)
 	if err == nil && bytes.HasPrefix(bytes.TrimSpace(filter), []byte("{")) {
-		filter, err = compile(ctx, filter)
+		filter, err = d.compile(ctx, filter)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("read filter %s: %w", path, err)
@@ -62,9 +62,13 @@ func readFilter(path string) ([]byte, error) {
 	return io.ReadAll(io.LimitReader(file, maxFilter))
 }
 
-// compile makes filters for this host's architecture.
-func compile(ctx context.Context, text []byte) ([]byte, error) {
-	path, err := exec.LookPath(compiler)
+// compile makes filters for this host's architecture, with the compiler of the
+// release if it has one.
+func (d Driver) compile(ctx context.Context, text []byte) ([]byte, error) {
+	path, err := exec.LookPath(d.path(compiler))
+	if err != nil {
+		path, err = exec.LookPath(compiler)
+	}
 	if err != nil {
 		return nil, ErrNoCompiler
 	}

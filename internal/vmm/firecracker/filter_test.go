@@ -42,7 +42,7 @@ func TestFilters(t *testing.T) {
 					t.Fatal(err)
 				}
 			}
-			got, err := ReadFilter(t.Context(), path)
+			got, err := (Driver{}).ReadFilter(t.Context(), path)
 			if string(got) != c.want || (err == nil) != (c.err == "") || err != nil && !strings.Contains(err.Error(), c.err) {
 				t.Errorf("got %q, %v", got, err)
 			}
@@ -56,11 +56,11 @@ func TestFiltersWithoutCompiler(t *testing.T) {
 	if err := os.WriteFile(path, []byte("{}"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := ReadFilter(t.Context(), path); !errors.Is(err, ErrNoCompiler) {
+	if _, err := (Driver{}).ReadFilter(t.Context(), path); !errors.Is(err, ErrNoCompiler) {
 		t.Errorf("got %v", err)
 	}
 	for _, path := range []string{"/dev/null", t.TempDir()} {
-		if _, err := ReadFilter(t.Context(), path); err == nil || !strings.Contains(err.Error(), "not a file") {
+		if _, err := (Driver{}).ReadFilter(t.Context(), path); err == nil || !strings.Contains(err.Error(), "not a file") {
 			t.Errorf("%s: got %v", path, err)
 		}
 	}

@@ -137,7 +137,7 @@ func TestOwnFilters(t *testing.T) {
 		if err := os.WriteFile(path, []byte(strings.ReplaceAll(allowAll, "ONE", allowOne)), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		filter, err := ReadFilter(t.Context(), path)
+		filter, err := (Driver{}).ReadFilter(t.Context(), path)
 		if err != nil {
 			t.Fatal(err)
 		}

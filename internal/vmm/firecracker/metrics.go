@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"path/filepath"
+	"sync"
 )
 
 // maxMetrics bounds the metrics in bytes. Firecracker's are about 20,000.
@@ -18,6 +19,7 @@ const maxMetrics = 512 << 10
 type metrics struct {
 	pipe pipe
 	last chan []byte // holds what was written last, if nobody has taken it
+	turn sync.Mutex  // held from asking for them until they are there
 }
 
 func newMetrics() *metrics { return &metrics{last: make(chan []byte, 1)} }
@@ -66,6 +68,8 @@ func (vm *virtualMachine) Metrics(ctx context.Context) (json.RawMessage, error) 
 func (vm *virtualMachine) flush(ctx context.Context) ([]byte, error) {
 	ctx, cancel := context.WithTimeoutCause(ctx, apiTime, fmt.Errorf("they did not come within %s", apiTime))
 	defer cancel()
+	vm.metrics.turn.Lock()
+	defer vm.metrics.turn.Unlock()
 	vm.metrics.drop()
 	if err := vm.api.each(ctx, []request{flushMetrics()}); err != nil {
 		return nil, err

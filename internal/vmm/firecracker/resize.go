@@ -23,8 +23,8 @@ func (vm *virtualMachine) DiskResized(ctx context.Context, disk string, bytes in
 }
 
 // allowFiles raises the limit on the size of Firecracker's files, unless that
-// is higher, which takes CAP_SYS_RESOURCE. A process that has ended meanwhile
-// has not been waited for, and so its number is nobody else's.
+// is higher, which takes CAP_SYS_RESOURCE. The process was alive a moment ago:
+// its number is another's only if all numbers have come round since.
 func (vm *virtualMachine) allowFiles(bytes int64) error {
 	if bytes <= vm.largest {
 		return nil
