@@ -53,7 +53,10 @@ func checkImages(ctx context.Context, o *Options) verdict {
 	if r.Image != "" {
 		digests = append(digests, r.Image)
 	}
-	list, err := images.List()
+	list, broken, err := images.List()
+	for digest := range broken {
+		digests = append(digests, digest) // and Verify says why
+	}
 	if err != nil {
 		return fail(remedySetup, "%v", err)
 	}

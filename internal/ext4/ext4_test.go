@@ -2,6 +2,7 @@ package ext4
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"io"
@@ -361,6 +362,13 @@ func TestWriterRefuses(t *testing.T) {
 
 // TestReadsMkfs reads what others wrote.
 func TestReadsMkfs(t *testing.T) {
+	// Distributions differ in their defaults.
+	for _, features := range []string{"none,has_journal,extent,filetype,64bit,metadata_csum", "metadata_csum,metadata_csum_seed", "^64bit,^flex_bg"} {
+		t.Run(features, func(t *testing.T) { readsMkfs(t, features) })
+	}
+}
+
+func readsMkfs(t *testing.T, features string) {
 	dir, path := t.TempDir(), filepath.Join(t.TempDir(), "fs")
 	for name, body := range map[string]string{"a": "hello", "b": strings.Repeat("b", 100_000)} {
 		if err := os.WriteFile(filepath.Join(dir, name), []byte(body), 0o640); err != nil {
@@ -370,7 +378,7 @@ func TestReadsMkfs(t *testing.T) {
 	if err := os.Symlink("a", filepath.Join(dir, "link")); err != nil {
 		t.Fatal(err)
 	}
-	if out, err := exec.Command("mkfs.ext4", "-q", "-d", dir, path, "16m").CombinedOutput(); err != nil {
+	if out, err := exec.Command("mkfs.ext4", "-q", "-O", features, "-d", dir, path, "16m").CombinedOutput(); err != nil {
 		t.Fatalf("%v: %s", err, out)
 	}
 	got := map[string]int64{}
@@ -400,15 +408,80 @@ func TestReadsMkfs(t *testing.T) {
 	}
 }
 
-func FuzzReader(f *testing.F) {
-	path := create(f, func(w *Writer) {
-		put(f, w, w.Root(), "file", Attr{Mode: TypeRegular, Xattrs: map[string]string{"user.a": "b"}}, "hello")
-		put(f, w, w.Root(), "slow", Attr{Mode: TypeSymlink, Target: strings.Repeat("s", 60)}, "")
+// What says that it holds more than it can is damaged, however small it is.
+func TestReaderRefusesSizes(t *testing.T) {
+	for name, spoil := range map[string]func(inode []byte){
+		"a file's size": func(inode []byte) { binary.LittleEndian.PutUint32(inode[108:], 0x7fffffff) },
+		"a size that overflows": func(inode []byte) {
+			binary.LittleEndian.PutUint32(inode[4:], 0xffffffff)
+			binary.LittleEndian.PutUint32(inode[108:], 0x7fffffff)
+		},
+	} {
+		disk := small(t)
+		r, err := NewReader(bytes.NewReader(disk))
+		if err != nil {
+			t.Fatal(err)
+		}
+		var number uint32
+		if err := r.Walk(func(_ string, n *File) error {
+			if n.Mode&TypeMask == TypeRegular {
+				number = n.Number
+			}
+			return nil
+		}); err != nil || number == 0 {
+			t.Fatalf("no file, %v", err)
+		}
+		inode, err := r.inode(number)
+		if err != nil {
+			t.Fatal(err)
+		}
+		spoil(disk[bytes.Index(disk, inode):])
+		if r, err = NewReader(bytes.NewReader(disk)); err != nil {
+			t.Fatal(err)
+		}
+		err = r.Walk(func(_ string, n *File) error {
+			if n.Mode&TypeMask != TypeRegular {
+				return nil
+			}
+			_, err := io.Copy(io.Discard, io.LimitReader(n.Open(), 1<<20))
+			return err
+		})
+		if !errors.Is(err, ErrDamaged) {
+			t.Errorf("%s: %v", name, err)
+		}
+	}
+}
+
+// Values that share bytes would be as much as one likes.
+func TestXattrsDoNotOverlap(t *testing.T) {
+	block := make([]byte, 4096)
+	for i := range 2 {
+		e := block[i*20:]
+		e[0], e[1], e[16] = 1, 1, 'a'+byte(i)
+		binary.LittleEndian.PutUint32(e[8:], 4000)
+		binary.LittleEndian.PutUint16(e[2:], 96)
+	}
+	if err := getXattrs(block, 0, map[string]string{}); !errors.Is(err, ErrDamaged) {
+		t.Errorf("got error %v", err)
+	}
+}
+
+// small is a file system with a file and a link.
+func small(t testing.TB) []byte {
+	t.Helper()
+	path := create(t, func(w *Writer) {
+		put(t, w, w.Root(), "file", Attr{Mode: TypeRegular, Xattrs: map[string]string{"user.a": "b"}}, "hello")
+		put(t, w, w.Root(), "slow", Attr{Mode: TypeSymlink, Target: strings.Repeat("s", 60)}, "")
 	})
 	data, err := os.ReadFile(path)
 	if err != nil {
-		f.Fatal(err)
+		t.Fatal(err)
 	}
+	return data
+}
+
+func FuzzReader(f *testing.F) {
+	data := small(f)
 	f.Add(data, 0, byte(0))
 	for i := range 40 {
 		f.Add(data, len(data)-len(data)*i/41-1, byte(0xff))

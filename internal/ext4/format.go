@@ -43,8 +43,9 @@ const (
 	incompatExtents  = 0x40
 	incompat64Bit    = 0x80
 	incompatFlexBG   = 0x200
+	incompatCsumSeed = 0x2000 // what checksums begin with, which the reader does not look at
 	// What the reader understands, beside flags that do not concern it.
-	incompatKnown = incompatFiletype | incompatExtents | incompat64Bit | incompatFlexBG
+	incompatKnown = incompatFiletype | incompatExtents | incompat64Bit | incompatFlexBG | incompatCsumSeed
 
 	roLargeFile  = 0x2
 	roHugeFile   = 0x8

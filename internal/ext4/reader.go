@@ -17,7 +17,8 @@ func errDamaged(what string) error { return fmt.Errorf("%w: bad %s", ErrDamaged,
 
 // Bounds on what is read; a file system in order stays below them.
 const (
-	maxDirSize  = 64 << 20
+	maxDirSize  = 64 << 20 // of one, in bytes
+	maxDirBytes = 1 << 30  // of all
 	maxNames    = 4_000_000
 	maxDepth    = 4096
 	maxExtDepth = 5
@@ -168,6 +169,7 @@ func walk(path string, n *File, b *Bounds, visit func(string, *File) error) erro
 type Bounds struct {
 	seen  map[ID]bool
 	names int
+	bytes int64
 	depth int
 }
 
@@ -175,6 +177,9 @@ type Bounds struct {
 func (b *Bounds) Enter(dir *File) ([]Entry, error) {
 	if b.seen[dir.ID()] || b.depth > maxDepth {
 		return nil, errDamaged("tree of directories")
+	}
+	if b.bytes += dir.Size; b.bytes > maxDirBytes {
+		return nil, errDamaged("size of all directories")
 	}
 	entries, err := dir.Entries()
 	if err != nil {
@@ -206,7 +211,8 @@ func (f *Reader) file(number uint32) (*File, error) {
 	n.GID = uint32(le.Uint16(b[24:])) | uint32(le.Uint16(b[122:]))<<16
 	n.Size = int64(le.Uint32(b[4:])) | int64(le.Uint32(b[108:]))<<32
 	copy(n.block[:], b[40:100])
-	if n.Size < 0 || n.flags&flagInlineData != 0 {
+	// Extents number blocks in 32 bits.
+	if n.Size < 0 || n.Size > f.blockSize<<32 || n.flags&flagInlineData != 0 {
 		return nil, errDamaged("inode")
 	}
 	extra := 0

@@ -120,6 +120,7 @@ func (x xattr) hash(value []byte) uint32 {
 
 // getXattrs reads the entries in b into all.
 func getXattrs(b []byte, shift int, all map[string]string) error {
+	room := len(b) // for values, of which no two share bytes
 	for at := 0; at+4 <= len(b) && binary.LittleEndian.Uint32(b[at:]) != 0; {
 		if at+xattrEntry > len(b) {
 			return errDamaged("attribute")
@@ -134,6 +135,9 @@ func getXattrs(b []byte, shift int, all map[string]string) error {
 			value = 0
 		}
 		if value < 0 || size < 0 || size > len(b)-value {
+			return errDamaged("attribute")
+		}
+		if room -= size; room < 0 {
 			return errDamaged("attribute")
 		}
 		for _, s := range xattrSpaces {

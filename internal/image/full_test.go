@@ -61,7 +61,7 @@ func TestImportToFullDisk(t *testing.T) {
 		if left, err := os.ReadDir(s.Layout.Tmp()); err != nil || len(left) > 0 {
 			t.Errorf("%s: %d leftovers, error %v", name, len(left), err)
 		}
-		if images, err := s.List(); err != nil || len(images) != 1 {
+		if images, _, err := s.List(); err != nil || len(images) != 1 {
 			t.Errorf("%s: %d images, error %v", name, len(images), err)
 		}
 	}

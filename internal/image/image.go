@@ -18,6 +18,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/image/unpack"
 	"github.com/vmsan/vmsan/internal/scratch"
 	"github.com/vmsan/vmsan/internal/store"
 )
@@ -107,6 +109,9 @@ func write(ctx context.Context, dir string, layers []Layer, whiteouts bool, img 
 	if err != nil {
 		return err
 	}
+	if len(data) >= maxRecord {
+		return unpack.Invalid(fmt.Errorf("its configuration takes %d bytes to write down, and no more than %d are read", len(data), maxRecord))
+	}
 	return writeReadOnly(filepath.Join(dir, recordName), func(f *os.File) error {
 		_, err := f.Write(append(data, '\n'))
 		return err
@@ -178,12 +183,20 @@ func writeReadOnly(path string, fill func(*os.File) error) error {
 // publish puts the image in its place, unless it is there and undamaged, and
 // gives it its name.
 func (s Store) publish(ctx context.Context, dir *scratch.Dir, img Image, name string) error {
+	// Reading all of one takes long, and others wait for the lock.
+	_, whole := s.Verify(ctx, img.Digest)
+	if whole != nil && !absent(whole) {
+		return whole
+	}
 	unlock, err := s.lock(ctx)
 	if err != nil {
 		return err
 	}
 	defer unlock()
-	if _, err := s.Verify(ctx, img.Digest); err != nil {
+	if whole == nil {
+		_, whole = s.Check(img.Digest) // it may have gone meanwhile
+	}
+	if whole != nil {
 		if err := dir.Publish("made", s.Layout.Image(img.Digest)); err != nil {
 			return err
 		}
@@ -194,28 +207,42 @@ func (s Store) publish(ctx context.Context, dir *scratch.Dir, img Image, name st
 	return s.setName(name, img.Digest)
 }
 
-// List returns all images, the newest first.
-func (s Store) List() ([]Image, error) {
+// absent tells errors that another copy of the image mends.
+func absent(err error) bool {
+	return api.HasCode(err, api.ErrImageNotFound) || api.HasCode(err, api.ErrImageCorrupt)
+}
+
+// digests are those of the images that are there.
+func (s Store) digests() (list []string, err error) {
 	entries, err := os.ReadDir(s.Layout.Images())
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	if err != nil {
+	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return nil, fmt.Errorf("list images: %w", err)
 	}
-	var images []Image
 	for _, e := range entries {
-		if !digestForm.MatchString(e.Name()) {
-			continue
+		if digestForm.MatchString(e.Name()) {
+			list = append(list, e.Name())
 		}
-		img, err := s.load(e.Name())
-		if errors.Is(err, fs.ErrNotExist) {
-			continue // removed since the directory was read
+	}
+	return list, nil
+}
+
+// List returns all images, the newest first, and by their digests the errors
+// of those that are damaged.
+func (s Store) List() (images []Image, broken map[string]error, err error) {
+	digests, err := s.digests()
+	if err != nil {
+		return nil, nil, err
+	}
+	broken = map[string]error{}
+	for _, digest := range digests {
+		img, err := s.load(digest)
+		switch {
+		case errors.Is(err, fs.ErrNotExist): // removed since the directory was read
+		case err != nil:
+			broken[digest] = err
+		default:
+			images = append(images, img)
 		}
-		if err != nil {
-			return nil, fmt.Errorf("list images: %w", err)
-		}
-		images = append(images, img)
 	}
 	slices.SortFunc(images, func(a, b Image) int {
 		if c := b.Created.Compare(a.Created); c != 0 {
@@ -223,7 +250,7 @@ func (s Store) List() ([]Image, error) {
 		}
 		return strings.Compare(a.Digest, b.Digest)
 	})
-	return images, nil
+	return images, broken, nil
 }
 
 func (s Store) load(digest string) (Image, error) {

@@ -81,7 +81,7 @@ func checkNothingLeft(t *testing.T, s Store) {
 	if len(left) > 0 {
 		t.Errorf("%d leftovers, the first is %s", len(left), left[0].Name())
 	}
-	if images, err := s.List(); err != nil || len(images) > 0 {
+	if images, _, err := s.List(); err != nil || len(images) > 0 {
 		t.Errorf("images %v, error %v", images, err)
 	}
 }
@@ -126,7 +126,7 @@ func TestImportTwiceIsOne(t *testing.T) {
 	s := testStore(t)
 	mustImport(t, s, "one", rootfs...)
 	img := mustImport(t, s, "two", rootfs...)
-	images, err := s.List()
+	images, _, err := s.List()
 	if err != nil || len(images) != 1 {
 		t.Errorf("got %d images, error %v", len(images), err)
 	}
@@ -239,6 +239,56 @@ func TestImportRefusesBomb(t *testing.T) {
 	_, err = testStore(t).ImportTar(t.Context(), bytes.NewReader(bomb), Meta{})
 	if !api.HasCode(err, api.ErrImageInvalid) {
 		t.Errorf("got error %v, want ErrImageInvalid", err)
+	}
+}
+
+// The bound on the ratio is on all there is, and not on each of what is
+// compressed in each other.
+func TestImportRefusesCompressedTwice(t *testing.T) {
+	cmd := exec.Command("sh", "-c", "tar -c --format=gnu -C / --files-from=/dev/null | gzip -c | gzip -c")
+	twice, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := testStore(t).Import(t.Context(), bytes.NewReader(twice), ImportOptions{}); !api.HasCode(err, api.ErrImageInvalid) {
+		t.Errorf("got error %v, want ErrImageInvalid", err)
+	}
+}
+
+// One image that is damaged keeps nobody from the others, and can be removed.
+func TestListBesideDamaged(t *testing.T) {
+	s := testStore(t)
+	good, bad := mustImport(t, s, "good", rootfs...), mustImport(t, s, "bad", rootfs[:1]...)
+	record := filepath.Join(s.Layout.Image(bad.Digest), recordName)
+	if err := errors.Join(os.Remove(record), os.WriteFile(record, []byte("{"), 0o444)); err != nil {
+		t.Fatal(err)
+	}
+	images, broken, err := s.List()
+	if err != nil || len(images) != 1 || images[0].Digest != good.Digest || !api.HasCode(broken[bad.Digest], api.ErrImageCorrupt) {
+		t.Errorf("got %v and %v, error %v", images, broken, err)
+	}
+	if removed, err := s.Remove(t.Context(), "sha256:"+bad.Digest[:12], func(string) error { return nil }); err != nil || removed.Digest != bad.Digest {
+		t.Errorf("removed %+v, error %v", removed, err)
+	}
+}
+
+// An image that has a name by the time that it would be removed stays.
+func TestRemoveUnnamed(t *testing.T) {
+	s := testStore(t)
+	img := mustImport(t, s, "", rootfs...)
+	if _, err := s.Tag(t.Context(), "sha256:"+img.Digest, "kept"); err != nil {
+		t.Fatal(err)
+	}
+	nobody := func(string) error { return nil }
+	if removed, err := s.RemoveUnnamed(t.Context(), img.Digest, nobody); err != nil || removed.Digest != "" {
+		t.Errorf("removed %+v, error %v", removed, err)
+	}
+	if _, err := s.Verify(t.Context(), img.Digest); err != nil {
+		t.Error(err)
+	}
+	other := mustImport(t, s, "", rootfs[:1]...)
+	if removed, err := s.RemoveUnnamed(t.Context(), other.Digest, nobody); err != nil || removed.Digest != other.Digest {
+		t.Errorf("removed %+v, error %v", removed, err)
 	}
 }
 

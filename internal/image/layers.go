@@ -19,6 +19,7 @@ type Layer struct {
 	MediaType string                                           // "" if unknown
 	Open      func(ctx context.Context) (io.ReadCloser, error) // the blob as stored (compressed perhaps)
 	Size      int64                                            // of the blob, in bytes; 0 if unknown
+	plain     bool                                             // its bytes are taken as they are
 }
 
 // maxLayers bounds what an image is made of. Others stop at 127.
@@ -59,8 +60,17 @@ func (s Store) ImportLayers(ctx context.Context, layers []Layer, m Meta) (Image,
 // Of extended attributes, those of the user and security name spaces are
 // kept. File times other than the last modification are not.
 func (s Store) ImportTar(ctx context.Context, r io.Reader, m Meta) (Image, error) {
-	only := Layer{Open: func(context.Context) (io.ReadCloser, error) { return io.NopCloser(r), nil }}
-	return s.build(ctx, []Layer{only}, false, m)
+	return s.build(ctx, []Layer{{Open: opener(r)}}, false, m)
+}
+
+// importPlain is ImportTar of an archive that is not compressed, or not any
+// more: what was compressed twice got around the bound on its ratio.
+func (s Store) importPlain(ctx context.Context, r io.Reader, m Meta) (Image, error) {
+	return s.build(ctx, []Layer{{Open: opener(r), plain: true}}, false, m)
+}
+
+func opener(r io.Reader) func(context.Context) (io.ReadCloser, error) {
+	return func(context.Context) (io.ReadCloser, error) { return io.NopCloser(r), nil }
 }
 
 // ImportExt4 makes an image of what is in an ext4. It is written anew, so
@@ -84,7 +94,7 @@ func (s Store) importTree(ctx context.Context, walk walker, m Meta) (Image, erro
 	archive, out := io.Pipe()
 	go func() { out.CloseWithError(writeTar(ctx, walk, out)) }()
 	defer archive.Close()
-	return s.ImportTar(ctx, archive, m)
+	return s.importPlain(ctx, archive, m)
 }
 
 func checkLayers(layers []Layer) error {

@@ -191,23 +191,18 @@ func (s Store) resolvePrefix(ref, prefix string) (string, error) {
 		return "", api.Errorf(api.ErrValidationImageRef, "image digest %.100q is malformed", ref).
 			WithHint("sha256: and 4 to 64 hexadecimal digits")
 	}
-	images, err := s.List()
+	digests, err := s.digests()
 	if err != nil {
 		return "", err
 	}
-	var found []string
-	for _, img := range images {
-		if strings.HasPrefix(img.Digest, prefix) {
-			found = append(found, img.Digest)
-		}
-	}
-	switch len(found) {
+	digests = slices.DeleteFunc(digests, func(d string) bool { return !strings.HasPrefix(d, prefix) })
+	switch len(digests) {
 	case 0:
 		return "", notFound(ref)
 	case 1:
-		return found[0], nil
+		return digests[0], nil
 	}
-	return "", api.Errorf(api.ErrValidationImageRef, "%d images' digests begin with %s", len(found), prefix).
+	return "", api.Errorf(api.ErrValidationImageRef, "%d images' digests begin with %s", len(digests), prefix).
 		WithHint("give more digits of the digest")
 }
 
@@ -246,6 +241,24 @@ func (s Store) Remove(ctx context.Context, ref string, inUse func(digest string)
 	}
 	maps.DeleteFunc(all, func(_, d string) bool { return d == digest })
 	return Removed{Names: names, Digest: digest}, s.remove(digest, all)
+}
+
+// RemoveUnnamed removes the image with a digest, unless it has a name by now:
+// Removed has no digest then. inUse is as for Remove.
+func (s Store) RemoveUnnamed(ctx context.Context, digest string, inUse func(digest string) error) (Removed, error) {
+	unlock, err := s.lock(ctx)
+	if err != nil {
+		return Removed{}, err
+	}
+	defer unlock()
+	all, err := s.Names()
+	if err != nil || len(namesOf(all, digest)) > 0 {
+		return Removed{}, err
+	}
+	if err := inUse(digest); err != nil {
+		return Removed{}, fmt.Errorf("remove image %.12s: %w", digest, err)
+	}
+	return Removed{Digest: digest}, s.remove(digest, all)
 }
 
 // remove takes the names first: a name without an image would be worse to

@@ -100,6 +100,9 @@ func (c Config) check() error {
 	for key, value := range c.Labels {
 		size += len(key) + len(value)
 	}
+	for _, port := range c.Exposed {
+		size += len(port)
+	}
 	if size > maxLabelBytes || len(c.Labels) > maxLabels || len(c.Exposed) > maxLabels {
 		return fmt.Errorf("it has too many labels or ports")
 	}

@@ -25,9 +25,10 @@ import (
 
 // Bounds on what describes images.
 const (
-	maxManifest = 4 << 20
-	maxMembers  = 100_000 // files in an archive of images
-	maxNested   = 4       // indexes in indexes
+	maxManifest   = 4 << 20
+	maxMembers    = 100_000 // entries in an archive of images
+	maxMemberName = 4095    // bytes; longer ones are not looked at
+	maxNested     = 4       // indexes in indexes
 )
 
 // ImportOptions say what to import from where.
@@ -62,7 +63,7 @@ func (s Store) Import(ctx context.Context, r io.Reader, o ImportOptions) (Image,
 	}
 	whole := io.MultiReader(bytes.NewReader(first[:n]), d)
 	if !holdsImages(first[:n]) {
-		return s.ImportTar(ctx, whole, o.Meta)
+		return s.importPlain(ctx, whole, o.Meta)
 	}
 	// What describes the layers may come behind them.
 	dir, err := scratch.New(s.Layout.Tmp(), "image-archive")
@@ -143,18 +144,28 @@ func (t tarBlobs) open(name string) (io.ReadCloser, error) {
 func (t tarBlobs) size(name string) int64 { return t.members[name].size }
 
 // readMembers finds the files in an archive.
-func readMembers(f *os.File) (tarBlobs, error) {
+func readMembers(ctx context.Context, f *os.File) (tarBlobs, error) {
 	t := tarBlobs{f: f, members: make(map[string]span)}
 	if _, err := f.Seek(0, io.SeekStart); err != nil {
 		return t, err
 	}
-	for in := tar.NewReader(f); ; {
+	in := tar.NewReader(f)
+	for n := 1; ; n++ {
+		if err := ctx.Err(); err != nil {
+			return t, err
+		}
 		h, err := in.Next()
 		if errors.Is(err, io.EOF) {
 			return t, nil
 		}
 		if err != nil {
 			return t, api.Errorf(api.ErrImageInvalid, "read archive of images: %w", err)
+		}
+		if n > maxMembers {
+			return t, api.Errorf(api.ErrImageInvalid, "archive of images: more than %d files", maxMembers)
+		}
+		if len(h.Name) > maxMemberName || len(h.Linkname) > maxMemberName {
+			continue // which nothing asks for
 		}
 		at, err := f.Seek(0, io.SeekCurrent)
 		if err != nil {
@@ -173,14 +184,11 @@ func readMembers(f *os.File) (tarBlobs, error) {
 				t.members[name] = s
 			}
 		}
-		if len(t.members) > maxMembers {
-			return t, api.Errorf(api.ErrImageInvalid, "archive of images: more than %d files", maxMembers)
-		}
 	}
 }
 
 func (s Store) importArchive(ctx context.Context, f *os.File, o ImportOptions) (Image, error) {
-	t, err := readMembers(f)
+	t, err := readMembers(ctx, f)
 	if err != nil {
 		return Image{}, fmt.Errorf("import image: %w", err)
 	}
@@ -191,7 +199,7 @@ func (s Store) importArchive(ctx context.Context, f *os.File, o ImportOptions) (
 		if _, err := f.Seek(0, io.SeekStart); err != nil {
 			return Image{}, err
 		}
-		return s.ImportTar(ctx, f, o.Meta)
+		return s.importPlain(ctx, f, o.Meta)
 	}
 	return s.importFrom(ctx, t, o)
 }

@@ -212,6 +212,8 @@ func TestImportRefusesImages(t *testing.T) {
 		"malformed user":       {saved(t, `{"config":{"User":"a b"}}`), "user"},
 		"malformed variable":   {saved(t, `{"config":{"Env":["x"]}}`), "environment"},
 		"malformed signal":     {saved(t, `{"config":{"StopSignal":"; rm"}}`), "signal"},
+		"much to escape":       {saved(t, `{"config":{"Labels":{"a":"`+strings.Repeat("<", 200<<10)+`"}},"rootfs":{"diff_ids":["`+digestText(layer)+`"]}}`, layer), "to write down"},
+		"long ports":           {saved(t, `{"config":{"ExposedPorts":{"`+strings.Repeat("1", 300<<10)+`":{}}}}`), "ports"},
 		"no layers":            {saved(t, `{"rootfs":{"diff_ids":[]}}`), "no layers"},
 		"an archive cut short": {saved(t, dockerConfig(digestText(layer)), layer)[:60_000], "unexpected EOF"},
 	} {

@@ -51,11 +51,15 @@ func (s *stream) run() error {
 		return err
 	}
 	defer blob.Close()
-	d, err := newDecompressor(cancelable{ctx, blob})
-	if err != nil {
-		return err
+	var archive io.Reader = cancelable{ctx, blob}
+	if !s.layer.plain {
+		d, err := newDecompressor(archive)
+		if err != nil {
+			return err
+		}
+		defer d.close()
+		archive = d
 	}
-	defer d.close()
 	sum, hashed := sha256.New(), s.layer.DiffID != ""
 	for {
 		var b []byte
@@ -67,7 +71,7 @@ func (s *stream) run() error {
 		if b == nil {
 			b = make([]byte, chunkSize)
 		}
-		n, err := fill(d, b[:chunkSize])
+		n, err := fill(archive, b[:chunkSize])
 		if hashed {
 			sum.Write(b[:n])
 		}

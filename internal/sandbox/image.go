@@ -7,6 +7,7 @@ import (
 	"io"
 	"maps"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 
@@ -20,7 +21,14 @@ import (
 )
 
 // Images returns all images, the newest first.
-func (s *Service) Images() ([]image.Image, error) { return s.images().List() }
+// Damaged ones are logged.
+func (s *Service) Images() ([]image.Image, error) {
+	images, broken, err := s.images().List()
+	for _, digest := range slices.Sorted(maps.Keys(broken)) {
+		s.log.Warn(broken[digest].Error(), "hint", "vmsan image rm sha256:"+digest)
+	}
+	return images, err
+}
 
 // ImageNames returns the digest of every image's name.
 func (s *Service) ImageNames() (map[string]string, error) { return s.images().Names() }
@@ -92,45 +100,54 @@ func (s *Service) TagImage(ctx context.Context, ref, name string) (image.Image, 
 // image.Store. Templates of it go too: they can be made again.
 func (s *Service) RemoveImage(ctx context.Context, ref string) (image.Removed, error) {
 	removed, err := s.images().Remove(ctx, ref, s.checkImageUnused)
+	return removed, s.afterRemoval(ctx, removed, err)
+}
+
+// afterRemoval removes the templates of an image that was removed.
+func (s *Service) afterRemoval(ctx context.Context, removed image.Removed, err error) error {
 	if err != nil || removed.Digest == "" {
-		return removed, err
+		return err
 	}
-	return removed, s.removeTemplatesOf(ctx, removed.Digest)
+	return s.removeTemplatesOf(ctx, removed.Digest)
 }
 
 // PruneImages removes the images that nothing uses and that have no name;
 // with all those with names too, but for the default one.
 func (s *Service) PruneImages(ctx context.Context, all bool) (removed []image.Image, err error) {
-	images, err := s.images().List()
+	images, err := s.Images()
 	if err != nil {
 		return nil, err
-	}
-	names, err := s.images().Names()
-	if err != nil {
-		return nil, err
-	}
-	named := map[string]bool{}
-	for _, digest := range names {
-		named[digest] = true
 	}
 	kept := ""
 	if def, err := s.Image(""); err == nil {
 		kept = def.Digest
 	}
 	for _, img := range images {
-		if img.Digest == kept || named[img.Digest] && !all {
+		if img.Digest == kept {
 			continue
 		}
-		_, err := s.RemoveImage(ctx, "sha256:"+img.Digest)
+		gone, err := s.pruneImage(ctx, img.Digest, all)
 		if api.HasCode(err, api.ErrImageInUse) || api.HasCode(err, api.ErrImageNotFound) {
 			continue
 		}
 		if err != nil {
 			return removed, err
 		}
-		removed = append(removed, img)
+		if gone.Digest != "" {
+			removed = append(removed, img)
+		}
 	}
 	return removed, nil
+}
+
+// pruneImage looks for names once nobody can give one any more: an image that
+// was just made, or tagged, is not removed for the name that it had not before.
+func (s *Service) pruneImage(ctx context.Context, digest string, named bool) (image.Removed, error) {
+	if named {
+		return s.RemoveImage(ctx, "sha256:"+digest)
+	}
+	removed, err := s.images().RemoveUnnamed(ctx, digest, s.checkImageUnused)
+	return removed, s.afterRemoval(ctx, removed, err)
 }
 
 // checkImageUnused fails if a sandbox or snapshot was made of an image, or if

@@ -216,7 +216,7 @@ func TestPullFails(t *testing.T) {
 		if _, err := s.PullImage(t.Context(), h.host+"/app", PullWatch{}); !api.HasCode(err, c.code) {
 			t.Errorf("got %v, want %s", err, c.code)
 		}
-		if images, err := s.images().List(); err != nil || len(images) > 0 {
+		if images, _, err := s.images().List(); err != nil || len(images) > 0 {
 			t.Errorf("%d images, %v", len(images), err)
 		}
 		if left, err := os.ReadDir(s.layout.Tmp()); err != nil || len(left) > 0 {
@@ -249,7 +249,7 @@ func TestPullToFullDisk(t *testing.T) {
 	if _, err := s.PullImage(t.Context(), h.host+"/app", PullWatch{}); !api.HasCode(err, api.ErrDiskFull) {
 		t.Errorf("got %v, want ErrDiskFull", err)
 	}
-	if images, err := s.images().List(); err != nil || len(images) > 0 {
+	if images, _, err := s.images().List(); err != nil || len(images) > 0 {
 		t.Errorf("%d images, %v", len(images), err)
 	}
 	if left, err := os.ReadDir(s.layout.Tmp()); err != nil || len(left) > 0 {

@@ -131,10 +131,26 @@ func drain(r io.Reader) error {
 	return nil
 }
 
+// hasBody tells whether bytes follow a header that says so: tar(5).
+func hasBody(h *tar.Header) bool {
+	switch h.Typeflag {
+	case tar.TypeLink, tar.TypeSymlink, tar.TypeChar, tar.TypeBlock, tar.TypeDir, tar.TypeFifo:
+		return false
+	}
+	return true
+}
+
 // entry applies one entry.
 func (u *Unpacker) entry(h *tar.Header, body io.Reader) error {
 	if h.Typeflag == tar.TypeXGlobalHeader {
-		return nil
+		return u.count(wordBytes(h.PAXRecords))
+	}
+	// Also of what is not kept, for it is read all the same.
+	if hasBody(h) {
+		if h.Size > u.left {
+			return entryError("the files have more bytes than an image may have")
+		}
+		u.left -= h.Size
 	}
 	name, err := cleanPath(h.Name)
 	if err != nil {
@@ -148,7 +164,7 @@ func (u *Unpacker) entry(h *tar.Header, body io.Reader) error {
 	if err != nil {
 		return err
 	}
-	if err := u.count(len(base) + len(a.Target) + xattrBytes(a.Xattrs)); err != nil {
+	if err := u.count(len(base) + len(a.Target) + wordBytes(a.Xattrs)); err != nil {
 		return err
 	}
 	if name == "/" {
@@ -200,7 +216,7 @@ func (u *Unpacker) count(meta int) error {
 	return nil
 }
 
-func xattrBytes(all map[string]string) int {
+func wordBytes(all map[string]string) int {
 	n := 0
 	for name, value := range all {
 		n += len(name) + len(value)
@@ -220,10 +236,6 @@ func (u *Unpacker) fill(n *ext4.Inode, size int64, body io.Reader) error {
 	if n.Mode&ext4.TypeMask != ext4.TypeRegular || size == 0 {
 		return nil
 	}
-	if size > u.left {
-		return entryError("the files have more bytes than an image may have")
-	}
-	u.left -= size
 	return u.fs.Fill(n, body, size)
 }
 
@@ -299,11 +311,11 @@ func (u *Unpacker) hide(dir, name string) error {
 	if name == "" || name == "." || name == ".." {
 		return entryError("whiteout of nothing")
 	}
-	if strings.HasPrefix(name, whiteout) && name != opaque {
-		return nil // what AUFS writes for itself
-	}
 	if err := u.count(0); err != nil {
 		return err
+	}
+	if strings.HasPrefix(name, whiteout) && name != opaque {
+		return nil // what AUFS writes for itself
 	}
 	parent, err := u.walk(dir, false)
 	if parent == nil || err != nil {

@@ -196,6 +196,16 @@ func TestBoundsBytes(t *testing.T) {
 	}
 }
 
+// What is read and not kept counts, too.
+func TestBoundsBytesOfWhiteouts(t *testing.T) {
+	for _, name := range []string{".wh.a", ".wh..wh.plnk"} {
+		_, _, err := unpackAll(t, true, layer(t, entry("f "+name+" "+strings.Repeat("x", 1<<20+1))))
+		if !api.HasCode(err, api.ErrImageInvalid) {
+			t.Errorf("%s: got error %v", name, err)
+		}
+	}
+}
+
 // model is what layers make together, by the words of the specification: for
 // each layer first what it hides, then what it has. It knows no symbolic links
 // in paths.
