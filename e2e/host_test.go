@@ -164,9 +164,22 @@ func (h *host) checkLink(name string) {
 	}
 }
 
-// checkProcesses looks for processes whose command line has one of marks, or
-// that see a mount with one: a VMM's command line names nothing of the host.
+// checkProcesses looks for processes of the test's own. A monitor gives its
+// last answer a moment before it ends.
 func (h *host) checkProcesses(marks []string) {
+	deadline := time.Now().Add(5 * time.Second)
+	left := h.processes(marks)
+	for ; len(left) > 0 && time.Now().Before(deadline); left = h.processes(marks) {
+		time.Sleep(20 * time.Millisecond)
+	}
+	for _, p := range left {
+		h.t.Error(p)
+	}
+}
+
+// processes are those whose command line has one of marks, or that see a mount
+// with one: a VMM's command line names nothing of the host.
+func (h *host) processes(marks []string) (found []string) {
 	all, err := filepath.Glob("/proc/[0-9]*")
 	if err != nil {
 		h.t.Error(err)
@@ -179,11 +192,12 @@ func (h *host) checkProcesses(marks []string) {
 			}
 			for _, mark := range marks {
 				if bytes.Contains(text, []byte(mark)) {
-					h.t.Errorf("process %s is left: its %s has %s", filepath.Base(dir), name, mark)
+					found = append(found, fmt.Sprintf("process %s is left: its %s has %s", filepath.Base(dir), name, mark))
 				}
 			}
 		}
 	}
+	return found
 }
 
 func names(t testing.TB, dir string) []string {
