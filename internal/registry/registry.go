@@ -116,7 +116,10 @@ func (c *Client) sources(ref Reference) ([]*source, error) {
 }
 
 func (c *Client) source(repo name.Repository) (*source, error) {
-	s := &source{repo: repo, host: c.Config.Registries[repo.RegistryStr()], keychain: c.Keychain, first: c.FirstWait, answer: min(answerTimeout, c.stall())}
+	s := &source{
+		repo: repo, host: c.Config.Registries[repo.RegistryStr()], keychain: c.Keychain,
+		first: c.FirstWait, answer: min(answerTimeout, c.stall()), stall: c.stall(),
+	}
 	if s.keychain == nil {
 		s.keychain = authn.DefaultKeychain
 	}

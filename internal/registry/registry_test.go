@@ -687,6 +687,31 @@ func TestStall(t *testing.T) {
 	if _, err := pull(t.Context(), c, h.host()+"/app"); !api.HasCode(err, api.ErrTimeout) {
 		t.Errorf("nothing ever comes: %v", err)
 	}
+	// Whatever it has begun to say, and to whichever question.
+	for _, part := range []string{"/v2/", "/manifests/", path} {
+		for _, code := range []int{200, 307, 404, 503} {
+			h.onGet(func(w http.ResponseWriter, r *http.Request) bool {
+				if !strings.HasSuffix(r.URL.Path, part) && !(part == "/manifests/" && strings.Contains(r.URL.Path, part)) {
+					return false
+				}
+				w.Header().Set("Location", "/v2/")
+				w.Header().Set("Content-Length", "1000")
+				w.WriteHeader(code)
+				w.(http.Flusher).Flush()
+				select {
+				case <-release:
+				case <-r.Context().Done():
+				}
+				return true
+			})
+			c.Cache.Dir = t.TempDir()
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
+			if _, err := pull(ctx, c, h.host()+"/app"); ctx.Err() != nil || code == 404 && !api.HasCode(err, api.ErrTimeout) {
+				t.Errorf("silent after %d for %s: %v", code, part, err)
+			}
+			cancel()
+		}
+	}
 }
 
 func TestCancel(t *testing.T) {

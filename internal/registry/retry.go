@@ -17,9 +17,6 @@ const (
 	maxTries = 5
 	// maxWait bounds what a registry may have us wait before the next try.
 	maxWait = time.Minute
-	// maxDrain is what is read of an answer that is not used, so that its
-	// connection can be used again.
-	maxDrain = 64 << 10
 )
 
 // retrying makes a request again that a registry had no time for.
@@ -42,7 +39,6 @@ func (t retrying) RoundTrip(req *http.Request) (*http.Response, error) {
 				return resp, err
 			}
 			wait = max(wait, asked)
-			io.CopyN(io.Discard, resp.Body, maxDrain)
 			resp.Body.Close()
 		}
 		if err := sleep(req.Context(), wait); err != nil {

@@ -35,9 +35,9 @@ type source struct {
 	repo name.Repository
 	host Host
 	// first is how long to wait before the second try of a request, answer how
-	// long for the beginning of an answer.
-	first, answer time.Duration
-	keychain      authn.Keychain
+	// long for the beginning of an answer, stall for each part of the rest.
+	first, answer, stall time.Duration
+	keychain             authn.Keychain
 
 	mu     sync.Mutex
 	client *http.Client // nil until login went well
@@ -61,7 +61,10 @@ func (s *source) login(ctx context.Context) (*http.Client, error) {
 			return nil, err
 		}
 	}
-	limited := retrying{inner: &guarded{inner: s.base, plain: s.host.Insecure}, first: s.first}
+	limited := retrying{inner: pacing{&guarded{inner: s.base, plain: s.host.Insecure}, s.stall}, first: s.first}
+	// What answers the first question is read to its end, however long it is.
+	ctx, cancel := context.WithTimeout(ctx, 2*s.stall)
+	defer cancel()
 	authorized, err := transport.NewWithContext(ctx, s.repo.Registry, auth, limited, []string{s.repo.Scope(transport.PullScope)})
 	if err != nil {
 		return nil, err
