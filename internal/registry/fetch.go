@@ -136,7 +136,7 @@ func (d *download) from(ctx context.Context, s *source) error {
 		if d.have > before {
 			idle = 0
 		}
-		if idle++; idle == maxTries {
+		if idle++; idle == s.tries {
 			return err
 		}
 		if err := sleep(ctx, backoff(s.first, idle)); err != nil {

@@ -105,8 +105,12 @@ func (c *Client) sources(ref Reference) ([]*source, error) {
 		repos = append(repos, repo)
 	}
 	var sources []*source
-	for _, repo := range append(repos, origin) {
-		s, err := c.source(repo)
+	for i, repo := range append(repos, origin) {
+		tries := mirrorTries
+		if i == len(repos) {
+			tries = maxTries
+		}
+		s, err := c.source(repo, tries)
 		if err != nil {
 			return nil, err
 		}
@@ -115,10 +119,10 @@ func (c *Client) sources(ref Reference) ([]*source, error) {
 	return sources, nil
 }
 
-func (c *Client) source(repo name.Repository) (*source, error) {
+func (c *Client) source(repo name.Repository, tries int) (*source, error) {
 	s := &source{
 		repo: repo, host: c.Config.Registries[repo.RegistryStr()], keychain: c.Keychain,
-		first: c.FirstWait, answer: min(answerTimeout, c.stall()), stall: c.stall(),
+		first: c.FirstWait, answer: min(answerTimeout, c.stall()), stall: c.stall(), tries: tries,
 	}
 	if s.keychain == nil {
 		s.keychain = authn.DefaultKeychain
@@ -225,10 +229,10 @@ func (img *Image) config(ctx context.Context, d v1.Descriptor) ([]byte, error) {
 // small gets something that fits into memory and has the digest wanted, if
 // that is not empty.
 func (img *Image) small(ctx context.Context, what, kind, id, wanted string, header http.Header, most int64) (data []byte, contentType string, err error) {
-	ctx, cancel := context.WithTimeout(ctx, 2*img.client.stall())
-	defer cancel()
 	var best *source
 	err = each(img.sources, what, func(s *source) error {
+		ctx, cancel := context.WithTimeout(ctx, 2*s.stall)
+		defer cancel()
 		resp, err := s.get(ctx, kind, id, header, http.StatusOK)
 		if err != nil {
 			return err

@@ -13,8 +13,10 @@ import (
 )
 
 const (
-	// maxTries bounds how often one request is made.
-	maxTries = 5
+	// maxTries bounds how often one request is made, mirrorTries how often if
+	// there is another to ask.
+	maxTries    = 5
+	mirrorTries = 2
 	// maxWait bounds what a registry may have us wait before the next try.
 	maxWait = time.Minute
 )
@@ -22,14 +24,15 @@ const (
 // retrying makes a request again that a registry had no time for.
 type retrying struct {
 	inner http.RoundTripper
-	// first is how long to wait before the second try.
+	// first is how long to wait before the second try of all tries.
 	first time.Duration
+	tries int
 }
 
 func (t retrying) RoundTrip(req *http.Request) (*http.Response, error) {
 	for try := 1; ; try++ {
 		resp, err := t.inner.RoundTrip(req)
-		if try == maxTries || req.Context().Err() != nil || !passing(resp, err) || req.Body != nil && req.GetBody == nil {
+		if try == t.tries || req.Context().Err() != nil || !passing(resp, err) || req.Body != nil && req.GetBody == nil {
 			return resp, err
 		}
 		wait := backoff(t.first, try)

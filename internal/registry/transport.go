@@ -37,6 +37,7 @@ type source struct {
 	// first is how long to wait before the second try of a request, answer how
 	// long for the beginning of an answer, stall for each part of the rest.
 	first, answer, stall time.Duration
+	tries                int // of each request
 	keychain             authn.Keychain
 
 	mu     sync.Mutex
@@ -61,7 +62,7 @@ func (s *source) login(ctx context.Context) (*http.Client, error) {
 			return nil, err
 		}
 	}
-	limited := retrying{inner: pacing{&guarded{inner: s.base, plain: s.host.Insecure}, s.stall}, first: s.first}
+	limited := retrying{inner: pacing{&guarded{inner: s.base, plain: s.host.Insecure}, s.stall}, first: s.first, tries: s.tries}
 	// What answers the first question is read to its end, however long it is.
 	ctx, cancel := context.WithTimeout(ctx, 2*s.stall)
 	defer cancel()
