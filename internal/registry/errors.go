@@ -37,11 +37,11 @@ func (s *source) explain(what string, err error) error {
 	case errors.As(err, &certificate), errors.As(err, &x509.UnknownAuthorityError{}):
 		return api.Errorf(api.ErrRegistry, "%s from %s: its certificate is not trusted: %s", what, host, words(err)).
 			WithHint("name the file of its CA as \"ca\" of %s in registries.json", host)
+	case errors.Is(err, errStalled), errors.As(err, &timeout) && timeout.Timeout():
+		return api.Errorf(api.ErrTimeout, "%s from %s: no answer in time: %s", what, host, words(err)).WithHint("try again")
 	case errors.Is(err, errPlain), errors.Is(err, http.ErrSchemeMismatch):
 		return api.Errorf(api.ErrRegistry, "%s from %s: it does not speak TLS: %s", what, host, words(err)).
 			WithHint("if that is as it should be, set \"insecure\" of %s in registries.json", host)
-	case errors.Is(err, errStalled), errors.As(err, &timeout) && timeout.Timeout():
-		return api.Errorf(api.ErrTimeout, "%s from %s: no answer in time: %s", what, host, words(err)).WithHint("try again")
 	}
 	return api.Errorf(api.ErrRegistry, "%s from %s: %s", what, host, words(err))
 }

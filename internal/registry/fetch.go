@@ -10,7 +10,6 @@ import (
 	"io"
 	"net/http"
 	"os"
-	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -19,17 +18,11 @@ import (
 )
 
 const (
-	// A download that brings less than pace bytes in a stall is broken off,
-	// and tried again.
-	pace         = 64 << 10
-	defaultStall = time.Minute
 	// maxBroken bounds how often a download that brings something each time
 	// goes on.
 	maxBroken = 100
 	chunk     = 256 << 10
 )
-
-var errStalled = errors.New("nothing comes any more")
 
 // download is a blob's way to the cache.
 type download struct {
@@ -143,7 +136,7 @@ func (d *download) from(ctx context.Context, s *source) error {
 		if d.have > before {
 			idle = 0
 		}
-		if idle++; idle == maxTries {
+		if idle++; idle == s.tries {
 			return err
 		}
 		if err := sleep(ctx, backoff(s.first, idle)); err != nil {
@@ -154,8 +147,6 @@ func (d *download) from(ctx context.Context, s *source) error {
 
 // part makes one request.
 func (d *download) part(ctx context.Context, s *source) error {
-	ctx, cancel := context.WithCancelCause(ctx)
-	defer cancel(nil)
 	header, accepted := http.Header{}, []int{http.StatusOK}
 	if d.have > 0 {
 		header.Set("Range", fmt.Sprintf("bytes=%d-%d", d.have, d.desc.Size-1))
@@ -170,13 +161,7 @@ func (d *download) part(ctx context.Context, s *source) error {
 	if err != nil {
 		return err
 	}
-	body := newPaced(resp.Body, d.client.stall(), func() { cancel(errStalled) })
-	defer body.stop()
-	err = d.copy(body, skip)
-	if cause := context.Cause(ctx); cause != nil && err != nil {
-		return fmt.Errorf("%w: %w", cause, err)
-	}
-	return err
+	return d.copy(resp.Body, skip)
 }
 
 // begins tells how much of an answer is here already. Not every registry
@@ -245,29 +230,6 @@ func cutShort(err error) error {
 	}
 	return err
 }
-
-// paced is a body that has to keep coming.
-type paced struct {
-	r     io.Reader
-	timer *time.Timer
-	stall time.Duration
-	n     int64 // since the timer was set
-}
-
-func newPaced(r io.Reader, stall time.Duration, stalled func()) *paced {
-	return &paced{r: r, stall: stall, timer: time.AfterFunc(stall, stalled)}
-}
-
-func (p *paced) Read(b []byte) (int, error) {
-	n, err := p.r.Read(b)
-	if p.n += int64(n); p.n >= pace {
-		p.timer.Reset(p.stall)
-		p.n = 0
-	}
-	return n, err
-}
-
-func (p *paced) stop() { p.timer.Stop() }
 
 // reader is a reader that ends with ctx.
 type reader struct {

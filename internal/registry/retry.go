@@ -13,26 +13,26 @@ import (
 )
 
 const (
-	// maxTries bounds how often one request is made.
-	maxTries = 5
+	// maxTries bounds how often one request is made, mirrorTries how often if
+	// there is another to ask.
+	maxTries    = 5
+	mirrorTries = 2
 	// maxWait bounds what a registry may have us wait before the next try.
 	maxWait = time.Minute
-	// maxDrain is what is read of an answer that is not used, so that its
-	// connection can be used again.
-	maxDrain = 64 << 10
 )
 
 // retrying makes a request again that a registry had no time for.
 type retrying struct {
 	inner http.RoundTripper
-	// first is how long to wait before the second try.
+	// first is how long to wait before the second try of all tries.
 	first time.Duration
+	tries int
 }
 
 func (t retrying) RoundTrip(req *http.Request) (*http.Response, error) {
 	for try := 1; ; try++ {
 		resp, err := t.inner.RoundTrip(req)
-		if try == maxTries || req.Context().Err() != nil || !passing(resp, err) || req.Body != nil && req.GetBody == nil {
+		if try == t.tries || req.Context().Err() != nil || !passing(resp, err) || req.Body != nil && req.GetBody == nil {
 			return resp, err
 		}
 		wait := backoff(t.first, try)
@@ -42,7 +42,6 @@ func (t retrying) RoundTrip(req *http.Request) (*http.Response, error) {
 				return resp, err
 			}
 			wait = max(wait, asked)
-			io.CopyN(io.Discard, resp.Body, maxDrain)
 			resp.Body.Close()
 		}
 		if err := sleep(req.Context(), wait); err != nil {

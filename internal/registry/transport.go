@@ -6,14 +6,10 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
-	"net"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"os"
-	"strings"
 	"sync"
-	"syscall"
 	"time"
 
 	"github.com/google/go-containerregistry/pkg/authn"
@@ -27,7 +23,6 @@ const (
 	connectTimeout = 15 * time.Second
 	answerTimeout  = 30 * time.Second
 	maxHeader      = 64 << 10
-	maxRedirects   = 5
 )
 
 // source is one place that an image may come from: its registry, or a mirror.
@@ -35,9 +30,10 @@ type source struct {
 	repo name.Repository
 	host Host
 	// first is how long to wait before the second try of a request, answer how
-	// long for the beginning of an answer.
-	first, answer time.Duration
-	keychain      authn.Keychain
+	// long for the beginning of an answer, stall for each part of the rest.
+	first, answer, stall time.Duration
+	tries                int // of each request
+	keychain             authn.Keychain
 
 	mu     sync.Mutex
 	client *http.Client // nil until login went well
@@ -61,7 +57,10 @@ func (s *source) login(ctx context.Context) (*http.Client, error) {
 			return nil, err
 		}
 	}
-	limited := retrying{inner: &guarded{inner: s.base, plain: s.host.Insecure}, first: s.first}
+	limited := retrying{inner: pacing{&guarded{inner: s.base, plain: s.host.Insecure}, s.stall}, first: s.first, tries: s.tries}
+	// What answers the first question is read to its end, however long it is.
+	ctx, cancel := context.WithTimeout(ctx, 2*s.stall)
+	defer cancel()
 	authorized, err := transport.NewWithContext(ctx, s.repo.Registry, auth, limited, []string{s.repo.Scope(transport.PullScope)})
 	if err != nil {
 		return nil, err
@@ -114,9 +113,10 @@ func newTransport(registry string, host Host, answer time.Duration) (*http.Trans
 		}
 		config.RootCAs = pool
 	}
+	r := &reach{registry: hostname(registry)}
 	return &http.Transport{
-		Proxy:                  http.ProxyFromEnvironment,
-		DialContext:            dial(registry),
+		Proxy:                  r.proxy,
+		DialContext:            r.dial,
 		TLSClientConfig:        config,
 		TLSHandshakeTimeout:    connectTimeout,
 		ResponseHeaderTimeout:  answer,
@@ -145,26 +145,6 @@ func trusted(path string) (*x509.CertPool, error) {
 	return pool, nil
 }
 
-var errLinkLocal = errors.New("a registry may not send us to a link-local address")
-
-// dial connects to whatever host a registry sends us to, with the exception of
-// what answers on link-local addresses: in clouds, that hands out secrets of
-// this machine to all who ask.
-func dial(registry string) func(ctx context.Context, network, address string) (net.Conn, error) {
-	return func(ctx context.Context, network, address string) (net.Conn, error) {
-		d := net.Dialer{Timeout: connectTimeout}
-		if host, _, err := net.SplitHostPort(address); err == nil && host != hostname(registry) {
-			d.Control = func(_, resolved string, _ syscall.RawConn) error {
-				if ip, err := netip.ParseAddrPort(resolved); err != nil || ip.Addr().Unmap().IsLinkLocalUnicast() {
-					return errLinkLocal
-				}
-				return nil
-			}
-		}
-		return d.DialContext(ctx, network, address)
-	}
-}
-
 // guarded refuses to speak plain HTTP to those who have to speak TLS.
 type guarded struct {
 	inner http.RoundTripper
@@ -179,35 +159,3 @@ func (g *guarded) RoundTrip(req *http.Request) (*http.Response, error) {
 	}
 	return g.inner.RoundTrip(req)
 }
-
-// checkRedirect bounds where a registry can have us ask: a public one has no
-// business with what can be reached from this host alone.
-func checkRedirect(req *http.Request, via []*http.Request) error {
-	if len(via) > maxRedirects {
-		return fmt.Errorf("more than %d redirects", maxRedirects)
-	}
-	from, to := via[0].URL.Hostname(), req.URL.Hostname()
-	if from == to || isInner(from) || !isInner(to) {
-		return nil
-	}
-	return fmt.Errorf("%s sends us to %.100q, which is not a public address", from, to)
-}
-
-// isInner tells whether host is an address, or a name of one, that others
-// than this host and its network cannot reach.
-func isInner(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	if err != nil {
-		return isLoopback(host)
-	}
-	ip = ip.Unmap()
-	return ip.IsLoopback() || ip.IsPrivate() || ip.IsLinkLocalUnicast() || ip.IsUnspecified()
-}
-
-func isLoopback(host string) bool {
-	ip, err := netip.ParseAddr(host)
-	return err == nil && ip.Unmap().IsLoopback() || host == "localhost" || strings.HasSuffix(host, ".localhost")
-}
-
-// hostname is a registry's without its port.
-func hostname(registry string) string { return (&url.URL{Host: registry}).Hostname() }
