@@ -8,9 +8,12 @@ import (
 	"os"
 	"slices"
 
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/ext4"
 	"github.com/vmsan/vmsan/internal/image/unpack"
+	"github.com/vmsan/vmsan/internal/oci"
 )
 
 // Layer is one layer of an image, lowest first.
@@ -21,25 +24,11 @@ type Layer struct {
 	Size      int64                                            // of the blob, in bytes; 0 if unknown
 }
 
-// maxLayers bounds what an image is made of. Others stop at 127.
-const maxLayers = 1024
-
 // ahead is how many layers are decompressed before it is their turn.
 const ahead = 2
 
-// layerTypes are the kinds of layers that can be read. How they are
-// compressed is told by their bytes.
-var layerTypes = []string{
-	"application/vnd.oci.image.layer.v1.tar",
-	"application/vnd.oci.image.layer.v1.tar+gzip",
-	"application/vnd.oci.image.layer.v1.tar+zstd",
-	"application/vnd.oci.image.layer.nondistributable.v1.tar",
-	"application/vnd.oci.image.layer.nondistributable.v1.tar+gzip",
-	"application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
-	"application/vnd.docker.image.rootfs.diff.tar",
-	"application/vnd.docker.image.rootfs.diff.tar.gzip",
-	"application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
-}
+// layerTypes are the kinds of layers that can be read, wherever they are.
+var layerTypes = slices.Concat(oci.LayerTypes, oci.ForeignLayerTypes)
 
 // ImportLayers makes an image of layers. The same layers make the same image.
 // Each is opened once, and read to its end or not. What cannot be an image is
@@ -91,11 +80,11 @@ func checkLayers(layers []Layer) error {
 	if len(layers) == 0 {
 		return api.Errorf(api.ErrImageInvalid, "it has no layers")
 	}
-	if len(layers) > maxLayers {
-		return api.Errorf(api.ErrImageInvalid, "it has %d layers, at most %d", len(layers), maxLayers)
+	if len(layers) > oci.MaxLayers {
+		return api.Errorf(api.ErrImageInvalid, "it has %d layers, at most %d", len(layers), oci.MaxLayers)
 	}
 	for i, l := range layers {
-		if l.MediaType != "" && !slices.Contains(layerTypes, l.MediaType) {
+		if l.MediaType != "" && !slices.Contains(layerTypes, types.MediaType(l.MediaType)) {
 			return api.Errorf(api.ErrImageInvalid, "layer %d has the unknown type %.100q; known are %q", i+1, l.MediaType, layerTypes)
 		}
 	}

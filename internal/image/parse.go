@@ -12,16 +12,6 @@ import (
 	"github.com/vmsan/vmsan/api"
 )
 
-// OCIConfig is what the configuration of an image in the OCI's or Docker's
-// form says.
-type OCIConfig struct {
-	Config       Config
-	OS           string
-	Architecture string
-	// DiffIDs are the digests of the layers, the lowest first.
-	DiffIDs []string
-}
-
 // Bounds on what a configuration says. It is kept in records of sandboxes.
 const (
 	maxConfigEnv   = 48 << 10
@@ -36,13 +26,11 @@ var (
 	signalForm = regexp.MustCompile(`^([0-9]{1,2}|(SIG)?[A-Z][A-Z0-9+-]{1,15})$`)
 )
 
-// ParseConfig reads an image's configuration. What it says that no sandbox can
-// honour is ErrImageInvalid.
-func ParseConfig(data []byte) (OCIConfig, error) {
+// ParseConfig reads how an image wants to be run from its configuration in the
+// OCI's or Docker's form. What no sandbox can honour is ErrImageInvalid.
+func ParseConfig(data []byte) (Config, error) {
 	var raw struct {
-		OS           string `json:"os"`
-		Architecture string `json:"architecture"`
-		Config       struct {
+		Config struct {
 			Env          []string
 			WorkingDir   string
 			User         string
@@ -52,12 +40,9 @@ func ParseConfig(data []byte) (OCIConfig, error) {
 			Labels       map[string]string
 			ExposedPorts map[string]struct{}
 		} `json:"config"`
-		RootFS struct {
-			DiffIDs []string `json:"diff_ids"`
-		} `json:"rootfs"`
 	}
 	if err := json.Unmarshal(data, &raw); err != nil {
-		return OCIConfig{}, api.Errorf(api.ErrImageInvalid, "read image's configuration: %w", err)
+		return Config{}, api.Errorf(api.ErrImageInvalid, "read image's configuration: %w", err)
 	}
 	c := Config{
 		Env: raw.Config.Env, Workdir: raw.Config.WorkingDir, User: raw.Config.User,
@@ -68,9 +53,9 @@ func ParseConfig(data []byte) (OCIConfig, error) {
 		c.Workdir = path.Clean("/" + c.Workdir)
 	}
 	if err := c.check(); err != nil {
-		return OCIConfig{}, api.Errorf(api.ErrImageInvalid, "image's configuration: %w", err)
+		return Config{}, api.Errorf(api.ErrImageInvalid, "image's configuration: %w", err)
 	}
-	return OCIConfig{Config: c, OS: raw.OS, Architecture: raw.Architecture, DiffIDs: raw.RootFS.DiffIDs}, nil
+	return c, nil
 }
 
 func (c Config) check() error {

@@ -4,8 +4,6 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -18,17 +16,17 @@ import (
 	"slices"
 	"strings"
 
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/go-containerregistry/pkg/v1/types"
+
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/image/unpack"
+	"github.com/vmsan/vmsan/internal/oci"
 	"github.com/vmsan/vmsan/internal/scratch"
 )
 
-// Bounds on what describes images.
-const (
-	maxManifest = 4 << 20
-	maxMembers  = 100_000 // files in an archive of images
-	maxNested   = 4       // indexes in indexes
-)
+// maxMembers bounds the files in an archive of images.
+const maxMembers = 100_000
 
 // ImportOptions say what to import from where.
 type ImportOptions struct {
@@ -203,100 +201,92 @@ func (s Store) importFrom(ctx context.Context, from blobs, o ImportOptions) (Ima
 		return Image{}, fmt.Errorf("import image: %w", err)
 	}
 	m := o.Meta
-	m.Config = found.config.Config
+	m.Config = found.config
 	return s.ImportLayers(ctx, found.layers, m)
 }
 
 // foundImage is an image in a directory or archive.
 type foundImage struct {
-	config OCIConfig
+	config Config
 	layers []Layer
 }
 
 func findImage(from blobs, ref string) (foundImage, error) {
-	index, err := readBlob(from, "index.json", "")
+	data, err := readBlob(from, "index.json", "", oci.MaxManifest)
 	if errors.Is(err, fs.ErrNotExist) {
 		return findDocker(from, ref)
 	}
 	if err != nil {
 		return foundImage{}, err
 	}
-	manifest, err := pick(from, index, ref, 0)
+	index, err := oci.Parse(data, string(types.OCIImageIndex))
 	if err != nil {
 		return foundImage{}, err
 	}
-	return readManifest(from, manifest)
-}
-
-// descriptor points to a blob.
-type descriptor struct {
-	MediaType   string            `json:"mediaType"`
-	Digest      string            `json:"digest"`
-	Platform    *platform         `json:"platform"`
-	Annotations map[string]string `json:"annotations"`
-}
-
-type platform struct {
-	OS           string `json:"os"`
-	Architecture string `json:"architecture"`
-}
-
-func (d descriptor) fits() bool {
-	return d.Platform == nil || d.Platform.OS == "linux" && d.Platform.Architecture == runtime.GOARCH
-}
-
-// named tells whether it is called ref, by one of the annotations that tools
-// write.
-func (d descriptor) named(ref string) bool {
-	return d.Annotations["org.opencontainers.image.ref.name"] == ref || d.Annotations["io.containerd.image.name"] == ref
-}
-
-// pick returns the manifest of the image that an index has for this machine.
-func pick(from blobs, index []byte, ref string, depth int) ([]byte, error) {
-	var i struct {
-		Manifests []descriptor `json:"manifests"`
-	}
-	if err := json.Unmarshal(index, &i); err != nil {
-		return nil, api.Errorf(api.ErrImageInvalid, "read index of images: %w", err)
-	}
-	candidates := slices.DeleteFunc(i.Manifests, func(d descriptor) bool { return !d.fits() || ref != "" && !d.named(ref) })
-	switch {
-	case len(candidates) == 0:
-		return nil, api.Errorf(api.ErrImageInvalid, "there is no such image for linux/%s in it", runtime.GOARCH)
-	case len(candidates) > 1:
-		return nil, api.Errorf(api.ErrImageInvalid, "there are %d images for linux/%s in it", len(candidates), runtime.GOARCH).
-			WithHint("say which with --ref NAME")
-	}
-	only := candidates[0]
-	data, err := readBlob(from, "", only.Digest)
+	picked, err := pick(index.Manifests, ref)
 	if err != nil {
-		return nil, err
+		return foundImage{}, err
 	}
-	switch only.MediaType {
-	case "application/vnd.oci.image.index.v1+json", "application/vnd.docker.distribution.manifest.list.v2+json":
-		if depth >= maxNested {
-			return nil, api.Errorf(api.ErrImageInvalid, "indexes of images are in each other more than %d times", maxNested)
+	read := func(d v1.Descriptor) (oci.Document, error) {
+		data, err := readBlob(from, "", d.Digest.String(), oci.MaxManifest)
+		if err != nil {
+			return oci.Document{}, err
 		}
-		return pick(from, data, "", depth+1)
+		return oci.Parse(data, string(d.MediaType))
 	}
-	return data, nil
-}
-
-func readManifest(from blobs, data []byte) (foundImage, error) {
-	var m struct {
-		Config descriptor   `json:"config"`
-		Layers []descriptor `json:"layers"`
-	}
-	if err := json.Unmarshal(data, &m); err != nil {
-		return foundImage{}, api.Errorf(api.ErrImageInvalid, "read image's manifest: %w", err)
-	}
-	data, err := readBlob(from, "", m.Config.Digest)
+	doc, err := read(picked)
 	if err != nil {
 		return foundImage{}, err
 	}
-	names := make([]string, len(m.Layers))
-	for i, l := range m.Layers {
-		if names[i], err = blobName(l.Digest); err != nil {
+	if doc, err = doc.Manifest(runtime.GOARCH, read); err != nil {
+		return foundImage{}, err
+	}
+	return readManifest(from, doc)
+}
+
+// pick finds an image for this machine among those of a layout: the one that
+// is called ref, or else the only one.
+func pick(images []v1.Descriptor, ref string) (v1.Descriptor, error) {
+	named := slices.DeleteFunc(slices.Clone(images), func(d v1.Descriptor) bool {
+		return ref != "" && !slices.Contains(called(d), ref)
+	})
+	if len(named) == 0 {
+		return v1.Descriptor{}, api.Errorf(api.ErrImageInvalid, "there is no such image in it")
+	}
+	fitting, err := oci.Fitting(named, runtime.GOARCH)
+	if err != nil {
+		return v1.Descriptor{}, err
+	}
+	for _, other := range fitting[1:] {
+		if !areVariants(fitting[0], other) {
+			return v1.Descriptor{}, api.Errorf(api.ErrImageInvalid, "there are %d images for linux/%s in it", len(fitting), runtime.GOARCH).
+				WithHint("say which with --ref NAME")
+		}
+	}
+	return fitting[0], nil
+}
+
+// called are the names of an image in the annotations that tools write.
+func called(d v1.Descriptor) []string {
+	return []string{d.Annotations["org.opencontainers.image.ref.name"], d.Annotations["io.containerd.image.name"]}
+}
+
+// areVariants tells whether two are one image, made for different machines.
+func areVariants(a, b v1.Descriptor) bool {
+	return a.Platform != nil && b.Platform != nil && !a.Platform.Equals(*b.Platform) && slices.Equal(called(a), called(b))
+}
+
+func readManifest(from blobs, doc oci.Document) (foundImage, error) {
+	if err := doc.Check(layerTypes...); err != nil {
+		return foundImage{}, err
+	}
+	data, err := readBlob(from, "", doc.Config.Digest.String(), oci.MaxConfig)
+	if err != nil {
+		return foundImage{}, err
+	}
+	names := make([]string, len(doc.Layers))
+	for i, l := range doc.Layers {
+		if names[i], err = blobName(l.Digest.String()); err != nil {
 			return foundImage{}, err
 		}
 	}
@@ -304,8 +294,8 @@ func readManifest(from blobs, data []byte) (foundImage, error) {
 	if err != nil {
 		return foundImage{}, err
 	}
-	for i, l := range m.Layers {
-		found.layers[i].MediaType = l.MediaType
+	for i, l := range doc.Layers {
+		found.layers[i].MediaType = string(l.MediaType)
 	}
 	return found, nil
 }
@@ -313,7 +303,7 @@ func readManifest(from blobs, data []byte) (foundImage, error) {
 // findDocker finds an image in what "docker save" wrote before it wrote OCI
 // image layouts.
 func findDocker(from blobs, ref string) (foundImage, error) {
-	data, err := readBlob(from, "manifest.json", "")
+	data, err := readBlob(from, "manifest.json", "", oci.MaxManifest)
 	if err != nil {
 		return foundImage{}, err
 	}
@@ -334,7 +324,7 @@ func findDocker(from blobs, ref string) (foundImage, error) {
 		return foundImage{}, api.Errorf(api.ErrImageInvalid, "there are %d such images in it", len(all)).
 			WithHint("say which with --ref NAME")
 	}
-	if data, err = readBlob(from, all[0].Config, ""); err != nil {
+	if data, err = readBlob(from, all[0].Config, "", oci.MaxConfig); err != nil {
 		return foundImage{}, err
 	}
 	return describe(from, data, all[0].Layers)
@@ -342,20 +332,18 @@ func findDocker(from blobs, ref string) (foundImage, error) {
 
 // describe is an image with that configuration and layers in those files.
 func describe(from blobs, config []byte, files []string) (foundImage, error) {
+	diffIDs, err := oci.ParseConfig(config, len(files), runtime.GOARCH)
+	if err != nil {
+		return foundImage{}, err
+	}
 	c, err := ParseConfig(config)
 	if err != nil {
 		return foundImage{}, err
 	}
-	if c.OS != "" && c.OS != "linux" || c.Architecture != "" && c.Architecture != runtime.GOARCH {
-		return foundImage{}, api.Errorf(api.ErrImageInvalid, "the image is for %.40s/%.40s, this machine is linux/%s", c.OS, c.Architecture, runtime.GOARCH)
-	}
-	if len(c.DiffIDs) != len(files) {
-		return foundImage{}, api.Errorf(api.ErrImageInvalid, "the image has %d layers and %d digests of layers", len(files), len(c.DiffIDs))
-	}
 	found := foundImage{config: c}
 	for i, name := range files {
 		found.layers = append(found.layers, Layer{
-			DiffID: c.DiffIDs[i],
+			DiffID: diffIDs[i],
 			Size:   from.size(name),
 			Open:   func(context.Context) (io.ReadCloser, error) { return openBlob(from, name) },
 		})
@@ -381,7 +369,7 @@ func openBlob(from blobs, name string) (io.ReadCloser, error) {
 }
 
 // readBlob reads what describes an image: a file, or what has a digest.
-func readBlob(from blobs, name, digest string) ([]byte, error) {
+func readBlob(from blobs, name, digest string, most int64) ([]byte, error) {
 	if digest != "" {
 		var err error
 		if name, err = blobName(digest); err != nil {
@@ -393,14 +381,14 @@ func readBlob(from blobs, name, digest string) ([]byte, error) {
 		return nil, err
 	}
 	defer r.Close()
-	data, err := io.ReadAll(io.LimitReader(r, maxManifest+1))
+	data, err := io.ReadAll(io.LimitReader(r, most+1))
 	if err != nil {
 		return nil, fmt.Errorf("read %.200s: %w", name, err)
 	}
-	if len(data) > maxManifest {
-		return nil, api.Errorf(api.ErrImageInvalid, "%.200s has more than %d bytes", name, maxManifest)
+	if int64(len(data)) > most {
+		return nil, api.Errorf(api.ErrImageInvalid, "%.200s has more than %d bytes", name, most)
 	}
-	if sum := sha256.Sum256(data); digest != "" && digestPrefix+hex.EncodeToString(sum[:]) != digest {
+	if digest != "" && oci.Digest(data) != digest {
 		return nil, api.Errorf(api.ErrImageInvalid, "%.200s has other bytes than its digest says", name)
 	}
 	return data, nil

@@ -206,8 +206,7 @@ func TestImportRefusesImages(t *testing.T) {
 		want string
 	}{
 		"another layer":        {saved(t, dockerConfig(digestText([]byte("x"))), layer), "its digest is"},
-		"too few digests":      {saved(t, dockerConfig(), layer, layer), "2 layers and 1 digests"},
-		"another machine":      {saved(t, `{"os":"linux","architecture":"vax","rootfs":{"diff_ids":[]}}`), "linux/vax"},
+		"too few digests":      {saved(t, dockerConfig(), layer, layer), "1 layers, its manifest of 2"},
 		"no configuration":     {saved(t, `x`), "configuration"},
 		"malformed user":       {saved(t, `{"config":{"User":"a b"}}`), "user"},
 		"malformed variable":   {saved(t, `{"config":{"Env":["x"]}}`), "environment"},
@@ -223,6 +222,21 @@ func TestImportRefusesImages(t *testing.T) {
 			}
 			checkNothingLeft(t, s)
 		})
+	}
+}
+
+func TestImportRefusesOtherMachines(t *testing.T) {
+	for platform, config := range map[string]string{
+		"linux/vax":                       `{"os":"linux","architecture":"vax"}`,
+		"plan9/" + runtime.GOARCH:         fmt.Sprintf(`{"os":"plan9","architecture":%q}`, runtime.GOARCH),
+		"linux/" + runtime.GOARCH + "/v9": fmt.Sprintf(`{"os":"linux","architecture":%q,"variant":"v9"}`, runtime.GOARCH),
+	} {
+		s := testStore(t)
+		_, err := s.Import(t.Context(), bytes.NewReader(saved(t, config)), ImportOptions{})
+		if !api.HasCode(err, api.ErrUnsupported) || !strings.Contains(err.Error(), fmt.Sprintf("but for %q", platform)) {
+			t.Errorf("%s: got error %v", platform, err)
+		}
+		checkNothingLeft(t, s)
 	}
 }
 
@@ -256,8 +270,8 @@ func FuzzImport(f *testing.F) {
 			"index.json": {0, int64(len(index))},
 			"blobs/sha256/" + strings.Repeat("0", 64): {0, int64(len(index))},
 		}}
-		if _, err := findImage(from, ""); err != nil && !api.HasCode(err, api.ErrImageInvalid) {
-			t.Errorf("got error %v, want ErrImageInvalid", err)
+		if _, err := findImage(from, ""); err != nil && !api.HasCode(err, api.ErrImageInvalid) && !api.HasCode(err, api.ErrUnsupported) {
+			t.Errorf("got error %v, want ErrImageInvalid or ErrUnsupported", err)
 		}
 		ParseConfig(index)
 	})

@@ -146,49 +146,6 @@ func FuzzReference(f *testing.F) {
 	})
 }
 
-// What a manifest promises is within bounds, or it is refused.
-func FuzzManifest(f *testing.F) {
-	layer := fmt.Sprintf(`{"mediaType": %q, "size": 5, "digest": "sha256:%s"}`, layerTypes[0], zeros)
-	config := fmt.Sprintf(`{"mediaType": %q, "size": 5, "digest": "sha256:%s"}`, configTypes[0], zeros)
-	f.Add([]byte(fmt.Sprintf(`{"mediaType": %q, "config": %s, "layers": [%s, %s]}`, manifestTypes[0], config, layer, layer)), "")
-	f.Add([]byte(fmt.Sprintf(`{"manifests": [{"platform": {"os": "linux", "architecture": "amd64"}, "size": 7, "digest": "sha256:%s"}]}`, zeros)), string(indexTypes[0]))
-	f.Add([]byte(`{"manifests": [{}]}`), "text/html; x=y")
-	f.Fuzz(func(t *testing.T, data []byte, contentType string) {
-		d, err := parseDocument(data, contentType)
-		if err != nil {
-			return
-		}
-		if d.isIndex() {
-			if chosen, err := d.choose("amd64"); err == nil && (chosen.Size > maxManifest || !isHex(chosen.Digest.Hex)) {
-				t.Errorf("chose %+v", chosen)
-			}
-			return
-		}
-		if d.check() != nil {
-			return
-		}
-		var total int64
-		for _, l := range d.Layers {
-			if total += l.Size; l.Size < 0 || !isHex(l.Digest.Hex) {
-				t.Errorf("layer %+v", l)
-			}
-		}
-		if len(d.Layers) > maxLayers || total > maxBlobs || d.Config.Size > maxConfigs {
-			t.Errorf("%d layers of %d bytes, configuration of %d", len(d.Layers), total, d.Config.Size)
-		}
-	})
-}
-
-func FuzzConfigFile(f *testing.F) {
-	f.Add([]byte(`{"os": "linux", "architecture": "amd64", "rootfs": {"diff_ids": ["sha256:`+zeros+`"]}}`), 1)
-	f.Add([]byte(`{"rootfs": null}`), 0)
-	f.Fuzz(func(t *testing.T, data []byte, layers int) {
-		if c, err := parseConfigFile(data, layers, "amd64"); err == nil && len(c.RootFS.DiffIDs) != layers {
-			t.Errorf("%d layers pass for %d", len(c.RootFS.DiffIDs), layers)
-		}
-	})
-}
-
 func FuzzRange(f *testing.F) {
 	f.Add("bytes 5-9/10", int64(5), int64(10))
 	f.Add("bytes 5-9/*", int64(5), int64(10))

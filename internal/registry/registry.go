@@ -5,8 +5,6 @@ package registry
 
 import (
 	"context"
-	"crypto/sha256"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -22,6 +20,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/oci"
 	"github.com/vmsan/vmsan/internal/scratch"
 )
 
@@ -167,34 +166,29 @@ func fallsThrough(err error) bool {
 }
 
 func (img *Image) resolve(ctx context.Context) error {
-	doc, digest, err := img.manifest(ctx, img.Reference.ref.Identifier(), digestOf(img.Reference))
-	for nested := 0; err == nil && doc.isIndex(); nested++ {
-		if nested == maxNested {
-			return invalid("it has an index in an index in an index")
-		}
-		var chosen v1.Descriptor
-		if chosen, err = doc.choose(img.client.Arch); err != nil {
-			return err
-		}
-		doc, digest, err = img.manifest(ctx, chosen.Digest.String(), chosen.Digest.String())
-	}
+	doc, err := img.manifest(ctx, img.Reference.ref.Identifier(), digestOf(img.Reference))
 	if err != nil {
 		return err
 	}
-	if err := doc.check(); err != nil {
+	doc, err = doc.Manifest(img.client.Arch, func(d v1.Descriptor) (oci.Document, error) {
+		return img.manifest(ctx, d.Digest.String(), d.Digest.String())
+	})
+	if err != nil {
 		return err
 	}
-	img.Digest = digest
+	if err := doc.Check(oci.LayerTypes...); err != nil {
+		return err
+	}
 	if img.Config, err = img.config(ctx, *doc.Config); err != nil {
 		return err
 	}
-	config, err := parseConfigFile(img.Config, len(doc.Layers), img.client.Arch)
+	diffIDs, err := oci.ParseConfig(img.Config, len(doc.Layers), img.client.Arch)
 	if err != nil {
 		return err
 	}
 	for i, d := range doc.Layers {
 		img.Layers = append(img.Layers, Layer{
-			Digest: d.Digest.String(), DiffID: config.RootFS.DiffIDs[i], MediaType: string(d.MediaType), Size: d.Size, desc: d,
+			Digest: d.Digest.String(), DiffID: diffIDs[i], MediaType: string(d.MediaType), Size: d.Size, desc: d,
 		})
 	}
 	return nil
@@ -208,17 +202,15 @@ func digestOf(ref Reference) string {
 	return ""
 }
 
-// manifest gets a manifest or index by tag or digest. wanted is the digest it
-// has to have, or empty.
-func (img *Image) manifest(ctx context.Context, id, wanted string) (doc document, digest string, err error) {
-	accept := http.Header{"Accept": {list(manifestTypes, indexTypes)}}
-	data, contentType, err := img.small(ctx, "manifest", "manifests", id, wanted, accept, maxManifest)
+// manifest gets a manifest or index by tag or digest, whose digest becomes the
+// image's. wanted is the digest it has to have, or empty.
+func (img *Image) manifest(ctx context.Context, id, wanted string) (oci.Document, error) {
+	data, contentType, err := img.small(ctx, "manifest", "manifests", id, wanted, http.Header{"Accept": {oci.Accept}}, oci.MaxManifest)
 	if err != nil {
-		return document{}, "", err
+		return oci.Document{}, err
 	}
-	sum := sha256.Sum256(data)
-	doc, err = parseDocument(data, contentType)
-	return doc, "sha256:" + hex.EncodeToString(sum[:]), err
+	img.Digest = oci.Digest(data)
+	return oci.Parse(data, contentType)
 }
 
 func (img *Image) config(ctx context.Context, d v1.Descriptor) ([]byte, error) {
@@ -260,14 +252,13 @@ func (img *Image) small(ctx context.Context, what, kind, id, wanted string, head
 func readAtMost(r io.Reader, what string, most int64) ([]byte, error) {
 	data, err := io.ReadAll(io.LimitReader(r, most+1))
 	if err == nil && int64(len(data)) > most {
-		err = invalid("its %s has more than %d bytes", what, most)
+		err = api.Errorf(api.ErrImageInvalid, "the image cannot be used: its %s has more than %d bytes", what, most)
 	}
 	return data, err
 }
 
 func checkDigest(what string, data []byte, wanted string) error {
-	sum := sha256.Sum256(data)
-	if got := "sha256:" + hex.EncodeToString(sum[:]); wanted != "" && got != wanted {
+	if got := oci.Digest(data); wanted != "" && got != wanted {
 		return api.Errorf(api.ErrImageCorrupt, "the %s is not what its digest %.19s says: what came has %.19s", what, wanted, got).
 			WithHint("the registry, or something on the way to it, is broken or hostile")
 	}

@@ -119,7 +119,7 @@ func (s *Service) makePulled(ctx context.Context, remote *registry.Image, name s
 	if !strings.Contains(source, "@") {
 		source += "@" + remote.Digest
 	}
-	img, err := s.images().ImportLayers(ctx, layers, image.Meta{Name: name, Source: source, Config: config.Config})
+	img, err := s.images().ImportLayers(ctx, layers, image.Meta{Name: name, Source: source, Config: config})
 	if err != nil {
 		if cause := download.Err(); cause != nil {
 			return image.Image{}, cause
