@@ -80,13 +80,13 @@ func Parse(data []byte, contentType string) (Document, error) {
 	return Document{}, unsupported("manifest", d.MediaType, indexTypes, manifestTypes)
 }
 
-// IsIndex tells it from a manifest.
-func (d Document) IsIndex() bool { return slices.Contains(indexTypes, d.MediaType) }
+// isIndex tells it from a manifest.
+func (d Document) isIndex() bool { return slices.Contains(indexTypes, d.MediaType) }
 
 // Manifest follows indexes to the manifest of the image for this architecture.
 // get reads what a descriptor stands for.
 func (d Document) Manifest(arch string, get func(v1.Descriptor) (Document, error)) (Document, error) {
-	for nested := 0; d.IsIndex(); nested++ {
+	for nested := 0; d.isIndex(); nested++ {
 		if nested == maxNested {
 			return Document{}, invalid("it has an index in an index in an index")
 		}

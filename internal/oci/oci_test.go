@@ -22,7 +22,7 @@ func FuzzManifest(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if d.IsIndex() {
+		if d.isIndex() {
 			d.Manifest("amd64", func(chosen v1.Descriptor) (Document, error) {
 				if chosen.Size > MaxManifest || !isHex(chosen.Digest.Hex) {
 					t.Errorf("chose %+v", chosen)
