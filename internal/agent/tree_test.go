@@ -6,8 +6,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"syscall"
 	"testing"
+	"time"
 
 	"github.com/vmsan/vmsan/internal/testenv"
 )
@@ -55,13 +57,29 @@ func mountCgroups(t *testing.T) string {
 			t.Errorf("unmount cgroup2: %v", err)
 		}
 	})
-	directory := filepath.Join(mount, "vmsan-test-"+itoa(os.Getpid()))
-	t.Cleanup(func() {
-		if err := syscall.Rmdir(directory); err != nil && !errors.Is(err, syscall.ENOENT) {
-			t.Errorf("cgroups are left: %v", err)
-		}
-	})
+	// All mounts show one hierarchy: what an agent of another test still ends
+	// must not be ours.
+	directory := filepath.Join(mount, "vmsan-test-"+itoa(os.Getpid())+"-"+itoa(int(cgroupTests.Add(1))))
+	t.Cleanup(func() { removeGroup(t, directory) })
 	return directory
+}
+
+var cgroupTests atomic.Int64
+
+// removeGroup waits for processes that were killed a moment ago: they are in
+// their group until the kernel has taken them apart.
+func removeGroup(t *testing.T, directory string) {
+	t.Helper()
+	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		err := syscall.Rmdir(directory)
+		if err == nil || errors.Is(err, syscall.ENOENT) {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Errorf("cgroups are left: %v", err)
+			return
+		}
+	}
 }
 
 func TestParseStat(t *testing.T) {
