@@ -67,10 +67,15 @@ func mountCgroups(t *testing.T) string {
 var cgroupTests atomic.Int64
 
 // removeGroup waits for processes that were killed a moment ago: they are in
-// their group until the kernel has taken them apart.
+// their group until the kernel has taken them apart, and after the agent has
+// closed nobody sweeps up what they leave.
 func removeGroup(t *testing.T, directory string) {
 	t.Helper()
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		below, _ := filepath.Glob(directory + "/*/")
+		for _, tree := range below {
+			syscall.Rmdir(tree)
+		}
 		err := syscall.Rmdir(directory)
 		if err == nil || errors.Is(err, syscall.ENOENT) {
 			return
