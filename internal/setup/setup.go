@@ -11,7 +11,10 @@ import (
 	"net/netip"
 	"os"
 	"strings"
+	"sync"
 	"time"
+
+	"golang.org/x/sync/errgroup"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/image"
@@ -82,12 +85,13 @@ type Step string
 const (
 	StepLock   Step = "lock"
 	StepClean  Step = "clean"
+	StepPool   Step = "network"
 	StepKernel Step = "kernel"
-	StepImage  Step = "image"
 	// StepFirecracker is left out where nobody asked for a release.
 	StepFirecracker Step = "firecracker"
-	StepProbe       Step = "probe"
-	StepPool        Step = "network"
+	// StepImage and StepProbe are done at the same time.
+	StepImage Step = "image"
+	StepProbe Step = "probe"
 )
 
 // State is how far a step is.
@@ -129,16 +133,41 @@ func Run(ctx context.Context, o Options) (Record, error) {
 	if err != nil {
 		return r, o.failed(StepKernel, err)
 	}
-	if err := o.image(ctx, &r); err != nil {
-		return r, o.failed(StepImage, err)
-	}
 	if err := o.release(ctx, &r); err != nil {
 		return r, o.failed(StepFirecracker, err)
 	}
-	if err := o.probe(ctx, &r, k); err != nil {
-		return r, o.failed(StepProbe, err)
+	return r, o.imageAndProbe(ctx, &r, k)
+}
+
+// imageAndProbe has the default image in place and the accelerators tried,
+// both at a time: one that does not work is waited for as long as it takes to
+// build the image, and takes the host next to nothing.
+func (o *Options) imageAndProbe(ctx context.Context, r *Record, k kernel.Kernel) error {
+	img, err := o.image(ctx)
+	if err != nil {
+		return o.failed(StepImage, err)
 	}
-	return r, nil
+	group, ctx := errgroup.WithContext(ctx)
+	step := func(s Step, run func() error) {
+		group.Go(func() error {
+			err := run()
+			if err == nil || ctx.Err() != nil {
+				return err
+			}
+			return o.failed(s, err)
+		})
+	}
+	if img.Digest == "" && !o.SkipImage {
+		step(StepImage, func() (err error) {
+			img, err = o.buildImage(ctx)
+			return err
+		})
+	}
+	step(StepProbe, func() error { return o.probe(ctx, r, k) })
+	if err := group.Wait(); err != nil {
+		return err
+	}
+	return o.saveImage(r, img)
 }
 
 func (o *Options) check() error {
@@ -149,8 +178,14 @@ func (o *Options) check() error {
 	if len(o.Agent) == 0 || o.Probe == nil || len(o.Accels) == 0 {
 		return errors.New("set up: options lack the agent, the probe or the accelerators")
 	}
-	if o.Progress == nil {
-		o.Progress = func(Event) {}
+	progress := o.Progress
+	var reporting sync.Mutex
+	o.Progress = func(e Event) {
+		reporting.Lock()
+		defer reporting.Unlock()
+		if progress != nil {
+			progress(e)
+		}
 	}
 	if o.CheckPool == nil {
 		o.CheckPool = func(netip.Prefix) error { return nil }
@@ -335,32 +370,29 @@ func (o *Options) pruneKernels(current string) error {
 	return nil
 }
 
-// image has the default image in place.
-func (o *Options) image(ctx context.Context, r *Record) error {
+// image returns the default image there is, if it is undamaged and wanted, or
+// else an Image without a digest.
+func (o *Options) image(ctx context.Context) (image.Image, error) {
 	if o.SkipImage {
-		return nil
+		return image.Image{}, nil
 	}
-	images := image.Store{Layout: o.Layout}
-	img, err := defaultImage(ctx, images)
-	if err != nil {
-		return err
-	}
-	if img.Digest != "" {
+	img, err := defaultImage(ctx, image.Store{Layout: o.Layout})
+	if err == nil && img.Digest != "" {
 		o.event(StepImage, Kept, "%s, %.12s", image.DefaultName, img.Digest)
-		return o.saveImage(r, img)
 	}
+	return img, err
+}
+
+func (o *Options) buildImage(ctx context.Context) (image.Image, error) {
 	o.event(StepImage, Running, "building it with mmdebstrap")
 	build := o.Debian
 	build.Name = image.DefaultName
 	build.Progress = func(doing string) { o.event(StepImage, Running, "%s", doing) }
-	if img, err = images.BuildDebian(ctx, build); err != nil {
-		return err
+	img, err := image.Store{Layout: o.Layout}.BuildDebian(ctx, build)
+	if err == nil {
+		o.event(StepImage, Done, "%s, %.12s", image.DefaultName, img.Digest)
 	}
-	if err := o.saveImage(r, img); err != nil {
-		return err
-	}
-	o.event(StepImage, Done, "%s, %.12s", image.DefaultName, img.Digest)
-	return nil
+	return img, err
 }
 
 // defaultImage returns the image with the default name if it is undamaged, or
@@ -377,7 +409,7 @@ func defaultImage(ctx context.Context, images image.Store) (image.Image, error) 
 }
 
 func (o *Options) saveImage(r *Record, img image.Image) error {
-	if r.Image == img.Digest && r.ImageName == image.DefaultName {
+	if o.SkipImage || r.Image == img.Digest && r.ImageName == image.DefaultName {
 		return nil
 	}
 	r.Image, r.ImageName = img.Digest, image.DefaultName
