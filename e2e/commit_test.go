@@ -14,6 +14,7 @@ import (
 // What a sandbox has written, replaced and removed becomes an image, whether it
 // runs, was killed or is stopped. What vmsan wrote there does not.
 func TestCommit(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	dir := t.TempDir()
 	makeBusybox(t, dir)

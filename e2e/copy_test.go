@@ -21,6 +21,7 @@ import (
 // TestCopy is case N15 of the reference, and L2: trees and files there and
 // back, as they were.
 func TestCopy(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "box", "--network", "none")
 	dir := t.TempDir()
@@ -205,6 +206,7 @@ func mostMemory(pid int) (most int) {
 // TestCopyLarge: what a copy takes of the host's memory does not depend on
 // the size of the file.
 func TestCopyLarge(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	size := int64(64 << 20)
 	if os.Getenv(loadVar) != "" {

@@ -130,6 +130,7 @@ func (h *host) checkUsable(what, name string) {
 // TestCommandsDuringSnapshots: a command that comes while its sandbox is saved
 // waits, and then runs.
 func TestCommandsDuringSnapshots(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "asked")
 	stop, ended := make(chan struct{}), make(chan error, 1)

@@ -40,6 +40,7 @@ serve(tcp)
 
 // TestPortForward reaches servers in a sandbox without a network.
 func TestPortForward(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "box", "--network", "none")
 	h.startPython("box", greeter, "/root/up")

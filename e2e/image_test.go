@@ -25,6 +25,7 @@ import (
 // Each image is unpacked by GNU tar here and seen by a guest there: modes,
 // owners, times, contents, attributes and links of all files are the same.
 func TestGuestsSeeWhatTarUnpacks(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	list := buildList(t)
 	for _, c := range []struct {
@@ -276,6 +277,7 @@ func makeLinkedEtc(t *testing.T, dir string) {
 // What an image's configuration says is done, unless something else is asked
 // for.
 func TestImageConfig(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	dir := t.TempDir()
 	makeLinkedEtc(t, dir)
@@ -316,6 +318,7 @@ func TestImageConfig(t *testing.T) {
 // A main process runs from the start; what it says is in the logs; the sandbox
 // ends with it, and asks it to end by the image's signal.
 func TestMainProcess(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	dir := t.TempDir()
 	copyProgram(t, buildList(t), filepath.Join(dir, "list"))
@@ -432,6 +435,7 @@ func saveImage(t *testing.T, layer string, config map[string]any) string {
 
 // Nothing that something was made of can be removed.
 func TestImagesInUseStay(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	dir := t.TempDir()
 	copyProgram(t, buildList(t), filepath.Join(dir, "list"))

@@ -13,6 +13,7 @@ import (
 // TestStopDuringResize: neither a guest nor a VMM that gives no answer to a
 // change of its disk keeps a sandbox from being stopped, nor is the change lost.
 func TestStopDuringResize(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "box", "--network", "none", "--disk", "1g")
 	vmm := h.process(h.inspect("box").PIDs.VMM)

@@ -85,6 +85,7 @@ func (h *host) count(name string) (n int, digest string) {
 // TestStateSurvives has a program with something in its memory and an open
 // file, and one that sleeps, go through all that can be done with a machine.
 func TestStateSurvives(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "source")
 	h.startPython("source", counter, "/root/process")
@@ -316,6 +317,7 @@ func TestVerbsWhilePaused(t *testing.T) {
 
 // TestGateDeathWhilePaused: the next gate lets the guest go on.
 func TestGateDeathWhilePaused(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "gateless")
 	h.must("pause", "gateless")
@@ -341,6 +343,7 @@ while True:
 // TestCopiesOfCopies: what can be copied once can be copied again, whatever it
 // is and does.
 func TestCopiesOfCopies(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "a", "--network", "none", "--vcpus", "2")
 	h.startPython("a", dice, "/root/dice")
@@ -388,6 +391,7 @@ func (h *host) snapshots() (list []struct{ ID, Name string }) {
 // TestBadSnapshots: what is no snapshot, or none of this host, is refused and
 // harms nothing.
 func TestBadSnapshots(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "source")
 	h.must("snapshot", "create", "source", "--name", "good")

@@ -93,6 +93,7 @@ func (h *host) sessions(name string) (list []api.Process) {
 
 // TestTerminal sees what people see who work on a terminal in a sandbox.
 func TestTerminal(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "box", "--network", "none")
 	s := h.newScreen(t)
@@ -172,6 +173,7 @@ func TestTerminal(t *testing.T) {
 
 // TestTerminalExec: commands on a terminal, with one on the host and without.
 func TestTerminalExec(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "box", "--network", "none")
 	s := h.newScreen(t)

@@ -9,6 +9,7 @@ import (
 // to a volume, or the command that waits for one: the volume is free at once,
 // what the guest had synced is in it, and it is whole.
 func TestVolumeOfTheKilled(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	for _, victim := range []string{"monitor", "vmm"} {
 		h.must("create", "--name", "writer", "--network", "none", "--volume", "data:/srv")
