@@ -74,6 +74,8 @@ type VM struct {
 	Trace []Stage `json:"trace,omitempty"`
 	// Metrics are what its VMM counts, in that one's own form, if asked for.
 	Metrics json.RawMessage `json:"metrics,omitempty"`
+	// Security is what holds it, as the kernel tells, if asked for.
+	Security *Security `json:"security,omitempty"`
 	// Warnings are what a user should know about how it runs.
 	Warnings []string `json:"warnings,omitempty"`
 }

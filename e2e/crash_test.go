@@ -337,3 +337,18 @@ func holds(t *testing.T, path, text string) bool {
 		kept = copy(b, b[len(b)-len(text):])
 	}
 }
+
+// TestHungMonitor: a sandbox whose monitor does not answer can be stopped and
+// removed all the same.
+func TestHungMonitor(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	for _, args := range [][]string{{"stop", "--timeout", "1s", "box"}, {"rm", "-f", "box"}} {
+		h.must("create", "--name", "box", "--network", "none")
+		if err := h.process(h.inspect("box").PIDs.Monitor).Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		h.must(args...)
+		h.vmsan("rm", "box")
+	}
+}

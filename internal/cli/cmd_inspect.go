@@ -9,7 +9,7 @@ import (
 )
 
 func (a *app) inspectCommand() *cobra.Command {
-	var metrics bool
+	var o inspectOptions
 	cmd := &cobra.Command{
 		Use:     "inspect VM...",
 		Aliases: []string{"get"},
@@ -18,13 +18,16 @@ func (a *app) inspectCommand() *cobra.Command {
 		Args:    arguments(cobra.MinimumNArgs(1)),
 
 		ValidArgsFunction: a.completeVMs,
-		RunE:              func(cmd *cobra.Command, args []string) error { return a.runInspect(cmd.Context(), args, metrics) },
+		RunE:              func(cmd *cobra.Command, args []string) error { return a.runInspect(cmd.Context(), args, o) },
 	}
-	cmd.Flags().BoolVar(&metrics, "metrics", false, "also what the VMM counts, in its own form (Firecracker)")
+	cmd.Flags().BoolVar(&o.metrics, "metrics", false, "also what the VMM counts, in its own form (Firecracker)")
+	cmd.Flags().BoolVar(&o.security, "security", false, "also what isolation is in force, as the kernel tells")
 	return cmd
 }
 
-func (a *app) runInspect(ctx context.Context, refs []string, metrics bool) error {
+type inspectOptions struct{ metrics, security bool }
+
+func (a *app) runInspect(ctx context.Context, refs []string, o inspectOptions) error {
 	service, err := a.service()
 	if err != nil {
 		return err
@@ -36,7 +39,14 @@ func (a *app) runInspect(ctx context.Context, refs []string, metrics bool) error
 			return err
 		}
 		vm := show(record)
-		if metrics {
+		if o.security {
+			held, err := service.Security(record)
+			if err != nil {
+				return err
+			}
+			vm.Security = &held
+		}
+		if o.metrics {
 			if vm.Metrics, err = service.Metrics(ctx, record); err != nil {
 				return err
 			}

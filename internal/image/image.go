@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/image/unpack"
 	"github.com/vmsan/vmsan/internal/scratch"
 	"github.com/vmsan/vmsan/internal/store"
@@ -197,7 +198,7 @@ func (s Store) publish(ctx context.Context, dir *scratch.Dir, img Image, name st
 		_, whole = s.Check(img.Digest) // it may have gone meanwhile
 	}
 	if whole != nil {
-		if err := dir.Publish("made", s.Layout.Image(img.Digest)); err != nil {
+		if err := fault.After("image: published", dir.Publish("made", s.Layout.Image(img.Digest))); err != nil {
 			return err
 		}
 	}

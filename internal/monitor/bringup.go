@@ -13,6 +13,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/cgroup"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/gate"
 	"github.com/vmsan/vmsan/internal/image"
 	"github.com/vmsan/vmsan/internal/jail"
@@ -38,6 +39,7 @@ func (m *monitor) bringUp(ctx context.Context) error {
 			r.StartedAt, r.StoppedAt = time.Now().UTC(), time.Time{}
 			r.Trace = append(r.Trace, t.stages...)
 		})
+		err = fault.After("monitor: running", err)
 	}
 	if err == nil {
 		return nil
@@ -48,35 +50,36 @@ func (m *monitor) bringUp(ctx context.Context) error {
 // steps is the bring-up, in the order that it happens.
 func (m *monitor) steps(ctx context.Context, t *trace) error {
 	m.nameHost()
-	if err := m.save(func(r *store.Record) { r.Status = api.StatusCreating }); err != nil {
+	if err := fault.After("monitor: recorded", m.save(func(r *store.Record) { r.Status = api.StatusCreating })); err != nil {
 		return err
 	}
 	t.done("record", "")
-	if err := m.openSockets(); err != nil {
+	if err := fault.After("monitor: sockets opened", m.openSockets()); err != nil {
 		return err
 	}
 	groups, err := m.makeCgroups()
-	if err != nil {
+	if err = fault.After("monitor: cgroups made", err); err != nil {
 		return err
 	}
 	t.done("host", "")
-	if err := m.makeNetwork(ctx); err != nil {
+	if err := fault.After("monitor: network made", m.makeNetwork(ctx)); err != nil {
 		return err
 	}
 	if m.network != nil {
 		t.done("network", "")
 	}
 	beside := m.gateBeside(groups.gate)
-	if err := m.startVMM(ctx, groups.vmm, beside.start); err != nil {
+	if err := fault.After("monitor: VMM started", m.startVMM(ctx, groups.vmm, beside.start)); err != nil {
 		return errors.Join(err, beside.abandon())
 	}
 	t.done("vmm", m.how())
-	if err := m.takeGate(beside); err != nil {
+	if err := fault.After("monitor: gate started", m.takeGate(beside)); err != nil {
 		return m.unlessEnded(err)
 	}
 	t.done("gate", "")
 	identity := m.identity()
-	if err := m.gate.begin(ctx, gate.Begin{Identity: &identity, Network: m.networkOrder()}, m.vm, t); err != nil {
+	err = m.gate.begin(ctx, gate.Begin{Identity: &identity, Network: m.networkOrder()}, m.vm, t)
+	if err = fault.After("monitor: guest ready", err); err != nil {
 		return err
 	}
 	if m.record.Grown {

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/gate"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/store"
@@ -296,10 +297,10 @@ func (m *monitor) endsAnyway() bool {
 // end takes back all that the sandbox has on the host and writes how it
 // ended.
 func (m *monitor) end(reason string) error {
-	err := m.undo.Run()
+	err := fault.After("end: undone", m.undo.Run())
 	m.background.Wait()
 	if err == nil && m.ephemeral() {
-		return m.layout.Delete(m.id)
+		return fault.After("end: deleted", m.layout.Delete(m.id))
 	}
 	m.standing.Lock()
 	defer m.standing.Unlock()

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/gate"
 	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/policy"
@@ -166,15 +167,15 @@ func (m *monitor) SetPolicy(ctx context.Context, p policy.Policy, kill bool) (ki
 	defer m.policyTurn.Unlock()
 	// A gate that is started from here on has the new policy.
 	previous := m.record.Spec.Policy
-	if err := m.save(func(r *store.Record) { r.Spec.Policy = p }); err != nil {
+	if err := fault.After("policy: recorded", m.save(func(r *store.Record) { r.Spec.Policy = p })); err != nil {
 		return 0, err
 	}
-	if err := m.network.SetPolicy(p); err != nil {
+	if err := fault.After("policy: firewall changed", m.network.SetPolicy(p)); err != nil {
 		saveErr := m.save(func(r *store.Record) { r.Spec.Policy = previous })
 		return 0, errors.Join(api.Errorf(api.ErrNetwork, "change firewall: %w", err).WithVM(m.id), saveErr)
 	}
 	cut, err := m.tellGate(ctx, gate.PolicyOrder{Policy: p, Kill: kill})
-	if err != nil {
+	if err = fault.After("policy: gate told", err); err != nil {
 		return 0, err
 	}
 	if !kill {

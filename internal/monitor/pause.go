@@ -11,6 +11,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/disk"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/gate"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/scratch"
@@ -36,7 +37,7 @@ func (m *monitor) Pause(ctx context.Context) error {
 	if m.status() == api.StatusPaused {
 		return nil
 	}
-	if err := m.vm.Pause(ctx); err != nil {
+	if err := fault.After("pause: stands", m.vm.Pause(ctx)); err != nil {
 		return fmt.Errorf("pause %s: %w", m.id, err)
 	}
 	return m.setStatus(api.StatusPaused, "")
@@ -53,7 +54,7 @@ func (m *monitor) Resume(ctx context.Context) error {
 	case m.left != nil:
 		return api.Errorf(api.ErrVMBusy, "VM %s is just giving its memory back", m.id).WithVM(m.id).WithHint("try again")
 	}
-	if err := m.vm.Resume(ctx); err != nil {
+	if err := fault.After("resume: runs", m.vm.Resume(ctx)); err != nil {
 		return fmt.Errorf("resume %s: %w", m.id, err)
 	}
 	if err := m.setStatus(api.StatusRunning, ""); err != nil {
@@ -145,7 +146,7 @@ func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer cont
 	}
 	if !m.record.Internal && !m.frozen {
 		// One that stays paused may be saved again, in another way.
-		err = m.freeze(ctx, to.Together && !paused)
+		err = fault.After("save: frozen", m.freeze(ctx, to.Together && !paused))
 	}
 	began := time.Now()
 	if err == nil || paused {
@@ -156,6 +157,7 @@ func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer cont
 	}
 	if err == nil {
 		answer, err = m.saveStanding(ctx, to, saved)
+		err = fault.After("save: written", err)
 	}
 	switch {
 	case paused:
@@ -166,7 +168,7 @@ func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer cont
 		return answer, m.setStatus(api.StatusPaused, "it was saved, and was to be stopped")
 	}
 	// Whatever became of it, and whoever still waits for it, the source goes on.
-	err = errors.Join(err, m.vm.Resume(context.WithoutCancel(ctx)))
+	err = errors.Join(err, fault.After("save: goes on", m.vm.Resume(context.WithoutCancel(ctx))))
 	answer.Paused = time.Since(began)
 	return answer, errors.Join(err, m.thaw(ctx))
 }

@@ -19,6 +19,7 @@ import (
 	nfnetlink "github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/network/firewall"
 	"github.com/vmsan/vmsan/internal/network/netns"
 	"github.com/vmsan/vmsan/internal/policy"
@@ -72,6 +73,9 @@ func Create(ctx context.Context, c Config) (n *Network, err error) {
 		return nil, namespaceRemedies.explain(err)
 	}
 	taken.Add(n.close)
+	if err := fault.After("network: namespace made", nil); err != nil {
+		return nil, err
+	}
 	host, err := openHost()
 	if err != nil {
 		return nil, err
@@ -79,7 +83,7 @@ func Create(ctx context.Context, c Config) (n *Network, err error) {
 	defer host.close()
 	var in inside
 	defer in.close()
-	if err := n.ns.Do(func() error { return n.open(c, &in) }); err != nil {
+	if err := fault.After("network: furnished", n.ns.Do(func() error { return n.open(c, &in) })); err != nil {
 		return nil, err
 	}
 	if err := ctx.Err(); err != nil {
@@ -91,17 +95,20 @@ func Create(ctx context.Context, c Config) (n *Network, err error) {
 	if n.sockets.Denials, err = listenForDenials(in.log); err != nil {
 		return nil, explainFirewall(err)
 	}
-	if err := host.rules.Install(); err != nil {
+	if err := fault.After("network: host's rules made", host.rules.Install()); err != nil {
 		return nil, explainFirewall(err)
 	}
 	if err := host.addLink(linkName(c.ID), n.ns.File()); err != nil {
 		return nil, linkRemedies.explain(err)
 	}
 	taken.Add(func() error { return CleanUp(c.ID) }) // host is closed by then
+	if err := fault.After("network: linked", nil); err != nil {
+		return nil, err
+	}
 	if err := in.connect(lease, c.Bandwidth); err != nil {
 		return nil, err
 	}
-	if err := host.connect(c, lease); err != nil {
+	if err := fault.After("network: connected", host.connect(c, lease)); err != nil {
 		return nil, err
 	}
 	return n, ctx.Err()

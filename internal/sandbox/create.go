@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/disk"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/setup"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/vmm/firecracker"
@@ -57,15 +58,18 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 		return nil, err
 	}
 	defer lock.Release()
+	err = fault.After("create: allocated", nil)
 	record.Trace = append(record.Trace, stage("allocate", began, ""))
 	warn := s.watchFirewall(record.Spec)
 	// From here on the record keeps the image, which nothing did before.
-	_, err = s.images().CheckSettled(ctx, record.Spec.Image)
 	if err == nil {
-		err = s.ensureVolumes(ctx, record.Spec.Volumes)
+		_, err = s.images().CheckSettled(ctx, record.Spec.Image)
 	}
 	if err == nil {
-		err = s.prepare(ctx, record)
+		err = fault.After("create: volumes made", s.ensureVolumes(ctx, record.Spec.Volumes))
+	}
+	if err == nil {
+		err = fault.After("create: disk made", s.prepare(ctx, record))
 	}
 	if err == nil {
 		err = s.launch(ctx, record, lock, first)
@@ -73,6 +77,7 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 	if err != nil {
 		return nil, errors.Join(err, s.discard(record.ID))
 	}
+	fault.Here("create: launched")
 	warn()
 	return s.layout.Load(record.ID)
 }

@@ -9,6 +9,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/snapshot"
 	"github.com/vmsan/vmsan/internal/store"
@@ -47,7 +48,7 @@ func (s *Service) Fork(ctx context.Context, ref string, count int, prefix string
 	// The copies have mapped its memory by then.
 	defer draft.Close()
 	answer, err := s.saveInto(ctx, r, draft, control.SaveRequest{Together: true})
-	if err != nil {
+	if err = fault.After("fork: saved", err); err != nil {
 		return nil, 0, fmt.Errorf("fork %s: %w", r.ID, err)
 	}
 	saved := &store.Saved{Memory: draft.Path(snapshot.MemoryFile), State: draft.Path(snapshot.StateFile)}
@@ -74,7 +75,7 @@ func (s *Service) copies(ctx context.Context, r *store.Record, saved *store.Save
 			record := o.record(spec)
 			record.Saved, record.Grown = saved, r.Grown
 			forks[i], err = s.bring(ctx, record, nil)
-			return err
+			return fault.After("fork: copied", err)
 		})
 	}
 	err := all.Wait()

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/jail"
 	"github.com/vmsan/vmsan/internal/monitor"
 	"github.com/vmsan/vmsan/internal/store"
@@ -58,6 +59,7 @@ func (s *Service) launch(ctx context.Context, r *store.Record, lock *store.Lock,
 	if err != nil {
 		return fmt.Errorf("start monitor: %w", err)
 	}
+	fault.Here("launch: monitor started")
 	return s.await(ctx, r, cmd, report)
 }
 

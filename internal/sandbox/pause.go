@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/snapshot"
 	"github.com/vmsan/vmsan/internal/store"
@@ -77,7 +78,7 @@ func (s *Service) leave(ctx context.Context, r *store.Record, files vmmFiles) er
 		if err := syncFile(from); err != nil {
 			return err
 		}
-		if err := renameFile(from, to); err != nil {
+		if err := fault.After("reclaim: moved", renameFile(from, to)); err != nil {
 			return err
 		}
 	}

@@ -14,6 +14,7 @@ import (
 	"github.com/google/renameio/v2"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/image"
 	"github.com/vmsan/vmsan/internal/registry"
 	"github.com/vmsan/vmsan/internal/scratch"
@@ -126,7 +127,7 @@ func (s *Service) makePulled(ctx context.Context, remote *registry.Image, name s
 		}
 		return image.Image{}, err
 	}
-	if err := download.Wait(); err != nil {
+	if err := fault.After("pull: image made", download.Wait()); err != nil {
 		return image.Image{}, err
 	}
 	return img, s.remember(remote.Digest, img.Digest)

@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/cgroup"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/monitor"
 	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/scratch"
@@ -75,7 +76,7 @@ func (s *Service) delete(ctx context.Context, id string) error {
 		return err
 	}
 	// Whatever the record says it may still have, it has no more.
-	if err := s.takeBack(record); err != nil {
+	if err := fault.After("remove: taken back", s.takeBack(record)); err != nil {
 		return err
 	}
 	return s.layout.Delete(id)

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/cgroup"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/monitor"
 	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/store"
@@ -76,7 +77,7 @@ func (s *Service) repair(id string) error {
 // stopped. Of one that never ran nothing is left: whoever wanted to create it
 // has not heard of it. The caller holds the lock.
 func (s *Service) stopped(r *store.Record, reason string) error {
-	if err := s.takeBack(r); err != nil {
+	if err := fault.After("repair: taken back", s.takeBack(r)); err != nil {
 		return fmt.Errorf("clean up after %s: %w", r.ID, err)
 	}
 	if r.Ephemeral || r.StartedAt.IsZero() {
@@ -85,7 +86,7 @@ func (s *Service) stopped(r *store.Record, reason string) error {
 	r.Status, r.Reason, r.StoppedAt = api.StatusStopped, reason, time.Now().UTC()
 	// Its disk is not the one that was saved any more.
 	r.Host, r.Saved = store.Host{}, nil
-	return errors.Join(s.layout.Save(r), s.forgetMemory(r.ID))
+	return errors.Join(fault.After("repair: recorded", s.layout.Save(r)), s.forgetMemory(r.ID))
 }
 
 // takeBack removes everything that r has on the host besides its files.

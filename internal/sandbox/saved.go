@@ -14,6 +14,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/agent/binary"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/jail"
 	"github.com/vmsan/vmsan/internal/kernel"
 	"github.com/vmsan/vmsan/internal/monitor/control"
@@ -61,13 +62,14 @@ func (s *Service) saveTo(ctx context.Context, r *store.Record, to control.SaveRe
 		to.State, to.Memory = stream, ""
 	}
 	answer, err = control.Dial(s.layout.ControlSocket(r.ID)).Save(ctx, to)
+	err = fault.After("save: saved", err)
 	if errors.Is(err, control.ErrGone) {
 		err = died(r.ID)
 	}
 	if err != nil || !features.Seals {
 		return answer, err
 	}
-	if err := s.seal(ctx, driver, r, stream, files); err != nil {
+	if err := fault.After("save: sealed", s.seal(ctx, driver, r, stream, files)); err != nil {
 		return answer, scratch.Explain(fmt.Errorf("seal: %w", err))
 	}
 	return answer, os.Remove(stream)

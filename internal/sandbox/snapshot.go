@@ -12,6 +12,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/disk"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/kernel"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/policy"
@@ -107,7 +108,7 @@ func (s *Service) saveAs(ctx context.Context, all snapshot.Store, r *store.Recor
 	}
 	m.Name = name
 	draft, err := all.New()
-	if err != nil {
+	if err = fault.After("snapshot: begun", err); err != nil {
 		return m, 0, err
 	}
 	defer draft.Close()
@@ -118,7 +119,8 @@ func (s *Service) saveAs(ctx context.Context, all snapshot.Store, r *store.Recor
 	for _, name := range []string{snapshot.MemoryFile, snapshot.StateFile, snapshot.OverlayFile} {
 		draft.Done(ctx, name)
 	}
-	if m, err = draft.Publish(ctx, m); err != nil {
+	m, err = draft.Publish(ctx, m)
+	if err = fault.After("snapshot: published", err); err != nil {
 		return m, answer.Paused, err
 	}
 	s.trust(all, m.ID)
@@ -347,13 +349,16 @@ func (s *Service) Restore(ctx context.Context, ref, snap string) (*store.Record,
 		return nil, err
 	}
 	defer lock.Release()
+	if err := fault.After("restore: stopped", nil); err != nil {
+		return nil, fmt.Errorf("restore %s: %w", r.ID, err)
+	}
 	r.Saved = savedIn(s.snapshots(), m.ID)
 	r.Spec.Image, r.Spec.ImageName, r.Spec.Kernel = m.Image, m.ImageName, m.Host.Kernel
 	r.Spec.Driver, r.Spec.Accelerator, r.Spec.Init = m.Host.Driver, m.Host.Accelerator, g.Init
 	r.Spec.Release, r.Spec.MemoryLeftMiB = s.releaseOf(m.Host), g.MemoryLeftMiB
 	r.Spec.VCPUs, r.Spec.MemoryMiB, r.Spec.DiskBytes = m.VCPUs, m.MemoryMiB, m.DiskBytes
 	r.Grown = false
-	if err := s.replaceOverlay(r); err != nil {
+	if err := fault.After("restore: disk replaced", s.replaceOverlay(r)); err != nil {
 		return nil, fmt.Errorf("restore %s: %w", r.ID, err)
 	}
 	return s.startOwned(ctx, r, lock)
@@ -366,7 +371,8 @@ func (s *Service) replaceOverlay(r *store.Record) error {
 	if err := removeFile(next); err != nil {
 		return err
 	}
-	if _, err := disk.Clone(next, overlayOf(r.Saved)); err != nil {
+	_, err := disk.Clone(next, overlayOf(r.Saved))
+	if err = fault.After("restore: disk cloned", err); err != nil {
 		return err
 	}
 	return renameFile(next, s.layout.Overlay(r.ID))

@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/store"
 )
 
@@ -27,13 +28,13 @@ func (s *Service) startOwned(ctx context.Context, record *store.Record, lock *st
 	if record.Saved == nil {
 		record.Spec.Release, record.Spec.MemoryLeftMiB = s.release(record.Spec.Driver), 0
 	}
-	if err := s.layout.Save(record); err != nil {
+	if err := fault.After("start: recorded", s.layout.Save(record)); err != nil {
 		return nil, err
 	}
 	if err := s.launch(ctx, record, lock, nil); err != nil {
 		return nil, errors.Join(fmt.Errorf("start %s: %w", record.ID, err), s.abandon(record.ID))
 	}
-	if err := s.forgetMemory(record.ID); err != nil {
+	if err := fault.After("start: memory forgotten", s.forgetMemory(record.ID)); err != nil {
 		return nil, err
 	}
 	return s.layout.Load(record.ID)

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/store"
 )
@@ -31,12 +32,24 @@ func (s *Service) Stop(ctx context.Context, ref string, grace time.Duration) (*s
 	return record, nil
 }
 
+// monitorTime is how long a monitor may take to end a sandbox, besides what the
+// guest has to end in order.
+const monitorTime = 30 * time.Second
+
 // stop ends a sandbox that runs and returns when its lock is free, and so
 // everything it had on the host.
 func (s *Service) stop(ctx context.Context, r *store.Record, grace time.Duration) error {
-	monitor := control.Dial(s.layout.ControlSocket(r.ID))
-	err := monitor.Stop(ctx, grace)
+	patience, cancel := context.WithTimeout(ctx, grace+monitorTime)
+	defer cancel()
+	err := control.Dial(s.layout.ControlSocket(r.ID)).Stop(patience, grace)
+	if err != nil && patience.Err() != nil && ctx.Err() == nil {
+		s.log.Warn("the monitor of a sandbox does not answer; ending it", "vm", r.ID)
+		err = r.Host.Monitor.Kill()
+	}
 	if err != nil && !errors.Is(err, control.ErrGone) {
+		return err
+	}
+	if err := fault.After("stop: ended", nil); err != nil {
 		return err
 	}
 	lock, err := s.awaitEnd(ctx, r.ID)

@@ -15,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/fault"
 )
 
 // attempts bounds how often New tries again after losing its directory to a
@@ -94,13 +95,17 @@ func (d *Dir) publish(name, target string) error {
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return err
 	}
-	if err := sync(d.Join(name)); err != nil {
+	if err := fault.After("publish: synced", sync(d.Join(name))); err != nil {
 		return err
 	}
 	if err := os.Rename(d.Join(name), target); err != nil {
 		return err
 	}
-	return sync(parent)
+	if err := fault.After("publish: renamed", sync(parent)); err != nil {
+		// Whoever hears of the error does not expect it there.
+		return errors.Join(err, os.Rename(target, d.Join(name)))
+	}
+	return nil
 }
 
 func sync(path string) error {

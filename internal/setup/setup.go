@@ -17,6 +17,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/image"
 	"github.com/vmsan/vmsan/internal/kernel"
 	"github.com/vmsan/vmsan/internal/scratch"
@@ -130,7 +131,7 @@ func Run(ctx context.Context, o Options) (Record, error) {
 		return r, o.failed(StepPool, err)
 	}
 	k, err := o.kernel(ctx, &r)
-	if err != nil {
+	if err = fault.After("setup: kernel in place", err); err != nil {
 		return r, o.failed(StepKernel, err)
 	}
 	if err := o.release(ctx, &r); err != nil {
@@ -164,7 +165,7 @@ func (o *Options) imageAndProbe(ctx context.Context, r *Record, k kernel.Kernel)
 		})
 	}
 	step(StepProbe, func() error { return o.probe(ctx, r, k) })
-	if err := group.Wait(); err != nil {
+	if err := fault.After("setup: image made and accelerators tried", group.Wait()); err != nil {
 		return err
 	}
 	return o.saveImage(r, img)

@@ -7,6 +7,7 @@ import (
 	"os"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/scratch"
 )
 
@@ -54,6 +55,10 @@ func (l Layout) Allocate(ctx context.Context, r *Record, usable func(slot int) (
 	if r.Slot, err = x.takeSlot(usable); err != nil {
 		return nil, err
 	}
+	// Whoever dies here leaves a number that no sandbox has.
+	if err := fault.After("allocate: slot taken", nil); err != nil {
+		return nil, errors.Join(err, x.free(r))
+	}
 	lock, err := l.make(ctx, r, x)
 	if err != nil {
 		return nil, errors.Join(err, x.free(r))
@@ -79,8 +84,8 @@ func (l Layout) make(ctx context.Context, r *Record, x *index) (lock *Lock, err 
 	if lock, err = AcquireLock(ctx, draft.SandboxLock(r.ID)); err != nil {
 		return nil, err
 	}
-	if err = x.giveName(r.Name, r.ID); err == nil {
-		err = draft.Save(r)
+	if err = fault.After("allocate: name given", x.giveName(r.Name, r.ID)); err == nil {
+		err = fault.After("allocate: recorded", draft.Save(r))
 	}
 	if err == nil {
 		err = os.Rename(draft.Sandbox(r.ID), l.Sandbox(r.ID))
@@ -161,11 +166,11 @@ func (l Layout) Delete(id string) error {
 	if err != nil && !l.gone(id) {
 		return fmt.Errorf("delete sandbox %s: %w", id, err)
 	}
-	if err := os.RemoveAll(l.SandboxRun(id)); err != nil {
+	if err := fault.After("delete: moved away", os.RemoveAll(l.SandboxRun(id))); err != nil {
 		return fmt.Errorf("delete sockets of %s: %w", id, err)
 	}
 	// While the grave is open its slot is not taken for one that was forgotten.
-	if err := l.free(record); err != nil {
+	if err := fault.After("delete: slot freed", l.free(record)); err != nil {
 		return err
 	}
 	if err := grave.Close(); err != nil {

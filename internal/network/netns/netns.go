@@ -30,6 +30,15 @@ func New() (*Namespace, error) {
 	return n, nil
 }
 
+// Of opens the namespace of a process.
+func Of(pid int) (*Namespace, error) {
+	file, err := os.Open(fmt.Sprintf("/proc/%d/ns/net", pid))
+	if err != nil {
+		return nil, fmt.Errorf("open network namespace: %w", err)
+	}
+	return &Namespace{file}, nil
+}
+
 // File refers to the namespace, and is the namespace's to close.
 func (n *Namespace) File() *os.File { return n.file }
 

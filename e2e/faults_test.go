@@ -1,0 +1,202 @@
+package e2e
+
+import (
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+
+	"github.com/vmsan/vmsan/api"
+)
+
+// faultsVar asks for a fault at every point; else there are a few.
+const faultsVar = "VMSAN_TEST_FAULTS"
+
+// deed is something done to a host that faults may break off.
+type deed struct {
+	args   []string
+	before func(h *host) // makes what it is done to
+	check  func(h *host, what string)
+}
+
+// deeds are all that changes what is on a host. What the guest of box was told
+// is written before is there afterwards, or box is not.
+func deeds(archive string) []deed {
+	box := func(h *host) {
+		h.must("create", "--name", "box", "--network-policy", "allow-all")
+		h.must("exec", "--no-stdin", "box", "sh", "-c", "echo acknowledged >/root/file; sync")
+	}
+	after := func(args ...string) func(h *host) {
+		return func(h *host) {
+			box(h)
+			h.must(args...)
+		}
+	}
+	saved := after("snapshot", "create", "box", "--name", "kept")
+	return []deed{
+		{args: []string{"create", "--name", "box", "--volume", "data:/srv"}},
+		{args: []string{"run", "--", "true"}},
+		{args: []string{"stop", "box"}, before: box, check: (*host).checkBox},
+		{args: []string{"start", "box"}, before: after("stop", "box"), check: (*host).checkBox},
+		{args: []string{"restart", "box"}, before: box, check: (*host).checkBox},
+		{args: []string{"rm", "-f", "box"}, before: box},
+		{args: []string{"rm", "box"}, before: after("stop", "box")},
+		{args: []string{"rename", "box", "other"}, before: box},
+		{args: []string{"pause", "box"}, before: box, check: (*host).checkBox},
+		{args: []string{"resume", "box"}, before: after("pause", "box"), check: (*host).checkBox},
+		{args: []string{"pause", "--reclaim", "box"}, before: box, check: (*host).checkBox},
+		{args: []string{"resume", "box"}, before: after("pause", "--reclaim", "box"), check: (*host).checkBox},
+		{args: []string{"snapshot", "create", "box"}, before: box, check: (*host).checkBox},
+		{args: []string{"restore", "box", "kept"}, before: saved, check: (*host).checkBox},
+		{args: []string{"create", "--snapshot", "kept"}, before: saved, check: (*host).checkBox},
+		{args: []string{"snapshot", "rm", "kept"}, before: saved, check: (*host).checkBox},
+		{args: []string{"fork", "box", "--count", "2", "--name", "copy"}, before: box, check: (*host).checkBox},
+		{args: []string{"network", "box", "--network-policy", "deny-all"}, before: box, check: (*host).checkBox},
+		{args: []string{"image", "import", archive, "tiny"}},
+		{args: []string{"volume", "create", "data"}},
+	}
+}
+
+// checkBox checks that the sandbox box is there, works, and has what it was
+// given.
+func (h *host) checkBox(what string) {
+	h.t.Helper()
+	h.checkUsable(what, "box")
+	if out, err := h.vmsan("exec", "--no-stdin", "box", "cat", "/root/file"); err != nil || out != "acknowledged\n" {
+		h.t.Errorf("%s: what was acknowledged is lost: %q, %v", what, out, err)
+	}
+}
+
+// TestFaults breaks off everything that changes what is on the host, after each
+// of its steps, by the death of the process and by an error. Whatever was under
+// way, vmsan gc leaves nothing that is nobody's, and what is left can be used and
+// removed.
+func TestFaults(t *testing.T) {
+	binary := buildFaults(t)
+	h := newHost(t)
+	h.binary = binary
+	f := &faults{host: h, order: filepath.Join(t.TempDir(), "order"), log: filepath.Join(t.TempDir(), "log")}
+	t.Setenv("VMSAN_FAULT_ORDER", f.order)
+	t.Setenv("VMSAN_FAULT_LOG", f.log)
+	archive := filepath.Join(t.TempDir(), "tiny.tar")
+	command(t, "tar", "-c", "-C", t.TempDir(), "-f", archive, ".")
+	cases := 0
+	for i, d := range deeds(archive) {
+		points := f.points(d)
+		if len(points) == 0 {
+			t.Errorf("vmsan %s passes no point", strings.Join(d.args, " "))
+			continue
+		}
+		actions := []string{"kill", "ENOSPC"}
+		if os.Getenv(faultsVar) == "" {
+			// Another one for each deed.
+			points, actions = points[i%len(points):][:1], actions[i%2:][:1]
+		}
+		for _, point := range points {
+			for _, action := range actions {
+				f.try(d, point, action)
+				cases++
+			}
+		}
+		t.Logf("%-40s broken off after each of %s", strings.Join(d.args, " "), strings.Join(points, ", "))
+	}
+	t.Logf("%d faults", cases)
+}
+
+// buildFaults builds a vmsan that can be told to fail.
+func buildFaults(t *testing.T) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "vmsan")
+	build := exec.Command("go", "build", "-tags", "faults", "-o", path, "../cmd/vmsan")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	return path
+}
+
+type faults struct {
+	*host
+	order, log string // files; see internal/fault
+}
+
+func (f *faults) write(path, text string) {
+	f.t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		f.t.Fatal(err)
+	}
+}
+
+// points does what is to be broken off, and returns the points it passes.
+func (f *faults) points(d deed) []string {
+	f.t.Helper()
+	f.write(f.order, "")
+	f.begin(d)
+	f.write(f.log, "")
+	f.must(d.args...)
+	text, err := os.ReadFile(f.log)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	os.Remove(f.log)
+	f.clear(strings.Join(d.args, " "))
+	points := strings.Split(strings.TrimSpace(string(text)), "\n")
+	slices.Sort(points)
+	return slices.DeleteFunc(slices.Compact(points), func(p string) bool { return p == "" })
+}
+
+func (f *faults) begin(d deed) {
+	f.t.Helper()
+	if d.before != nil {
+		d.before(f.host)
+	}
+}
+
+// try has it broken off at one point.
+func (f *faults) try(d deed, point, action string) {
+	f.t.Helper()
+	f.begin(d)
+	f.write(f.order, point+"="+action)
+	_, err := f.vmsan(d.args...)
+	f.write(f.order, "")
+	what := fmt.Sprintf("vmsan %s, after %q, %s (%v)", strings.Join(d.args, " "), point, action, err)
+	if out, err := f.vmsan("gc"); err != nil {
+		f.t.Errorf("%s: gc: %s, %v", what, out, err)
+	}
+	f.noLeftovers(what)
+	if d.check != nil {
+		d.check(f.host, what)
+	}
+	f.clear(what)
+}
+
+func (f *faults) noLeftovers(what string) {
+	f.t.Helper()
+	var left api.Collection
+	if err := json.Unmarshal([]byte(f.must("gc", "--dry-run", "--json")), &left); err != nil {
+		f.t.Fatal(err)
+	}
+	if len(left.Removed)+len(left.Kept)+len(left.Failed) > 0 {
+		f.t.Errorf("%s: gc leaves %+v", what, left)
+	}
+}
+
+// clear removes all that was made, and has the host looked over.
+func (f *faults) clear(what string) {
+	f.t.Helper()
+	f.removeAll()
+	for _, s := range f.snapshots() {
+		f.must("snapshot", "rm", s.ID)
+	}
+	for _, args := range [][]string{{"volume", "rm", "data"}, {"image", "rm", "tiny"}} {
+		f.vmsan(args...) // there need not be one
+	}
+	f.noLeftovers(what)
+	if f.checkLeaks(); f.t.Failed() {
+		f.t.Fatalf("first seen after: %s", what)
+	}
+}
