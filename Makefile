@@ -30,6 +30,8 @@ help:
 	@echo 'make bench   speed and size, each beside its floor (root)'
 	@echo 'make load    twenty sandboxes at once, and many saves (root)'
 	@echo 'make soak    a hundred cold boots on a busy host (root)'
+	@echo 'make faults  death and errors at every step, and 500 random kills (root)'
+	@echo 'make fuzz    every decoder of foreign bytes, a minute each'
 
 .PHONY: build
 build:
@@ -74,6 +76,14 @@ bench: runtime-deps setup
 .PHONY: soak
 soak: runtime-deps setup
 	$(GO) run ./bench -vmsan bin/vmsan -state $(STATE) -soak 100
+
+.PHONY: faults
+faults: setup
+	$(TESTENV) VMSAN_TEST_FAULTS=1 $(GO) test -timeout 90m -count 1 -v -run 'TestFaults|TestKills' ./e2e
+
+.PHONY: fuzz
+fuzz:
+	build/fuzz.sh
 
 .PHONY: clean
 clean:

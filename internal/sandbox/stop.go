@@ -34,7 +34,7 @@ func (s *Service) Stop(ctx context.Context, ref string, grace time.Duration) (*s
 
 // monitorTime is how long a monitor may take to end a sandbox, besides what the
 // guest has to end in order.
-const monitorTime = 30 * time.Second
+const monitorTime = 20 * time.Second
 
 // stop ends a sandbox that runs and returns when its lock is free, and so
 // everything it had on the host.
