@@ -105,6 +105,7 @@ const (
 	ErrUnsupported Code = "ERR_UNSUPPORTED"
 	ErrPermission  Code = "ERR_PERMISSION"
 	ErrDiskFull    Code = "ERR_DISK_FULL"
+	ErrHostMemory  Code = "ERR_HOST_MEMORY"
 
 	ErrGuestLink         Code = "ERR_GUEST_LINK"
 	ErrGuest             Code = "ERR_GUEST"
@@ -202,6 +203,7 @@ var Codes = map[Code]Meaning{
 	ErrUnsupported: {KindUnsupported, "this host or this driver cannot do that"},
 	ErrPermission:  {KindPermission, "the user lacks a right that is needed"},
 	ErrDiskFull:    {KindExhausted, "the disk is full"},
+	ErrHostMemory:  {KindExhausted, "the host has not enough memory left"},
 
 	ErrGuestLink:         {KindGuest, "the connection to the guest broke"},
 	ErrGuest:             {KindGuest, "the guest refused or failed"},

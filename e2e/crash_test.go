@@ -194,6 +194,9 @@ func TestFullDisk(t *testing.T) {
 	if list := small.snapshots(); len(list) > 0 {
 		t.Errorf("there are snapshots: %v", list)
 	}
+	if e := small.refused("create", "--name", "another"); e.Code != api.ErrDiskFull {
+		t.Errorf("another is refused with %+v", e)
+	}
 }
 
 // fill leaves so many bytes of a file system.

@@ -48,6 +48,7 @@ func (f *createFlags) register(a *app, cmd *cobra.Command) {
 	flags.StringVar(&o.Driver, "driver", "auto", "`DRIVER`: auto, firecracker or qemu")
 	flags.StringVar(&o.Accelerator, "accel", "auto", "`ACCELERATOR`: auto, kvm, or tcg, which is software emulation")
 	flags.BoolVar(&o.RequireKVM, "require-kvm", false, "refuse to run without KVM")
+	flags.BoolVar(&o.Overcommit, "overcommit", false, "start whether or not the host has memory and disk left for it")
 	flags.BoolVar(&o.NoSeccomp, "no-seccomp", false, "leave the VMM's system call filter off")
 	flags.StringVar(&o.Filter, "seccomp-filter", "", "system call filters for Firecracker in this `FILE`, in the place of its own: compiled, or JSON")
 	flags.BoolVar(&o.NoPIDs, "no-pid-ns", false, "leave the VMM among the host's processes")

@@ -52,6 +52,9 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (*store.Record, e
 // bring makes a sandbox of a record, and starts it. first is the caller's. If
 // it fails nothing is left.
 func (s *Service) bring(ctx context.Context, record *store.Record, first *os.File) (*store.Record, error) {
+	if err := s.admit(record.Spec); err != nil {
+		return nil, err
+	}
 	began := time.Now()
 	lock, err := s.layout.Allocate(ctx, record, slotUsable(record.Spec))
 	if err != nil {
@@ -101,7 +104,7 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 	spec := store.Spec{
 		Env: o.Env, Workdir: o.Workdir, User: o.User, Volumes: o.Volumes,
 		Network: o.Network, Policy: o.Policy, Publications: o.Publications, Resolvers: o.Resolvers, Bandwidth: o.Bandwidth,
-		Pool: ready.Pool, RequireKVM: o.RequireKVM, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup, NoPIDs: o.NoPIDs,
+		Pool: ready.Pool, RequireKVM: o.RequireKVM, Overcommit: o.Overcommit, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup, NoPIDs: o.NoPIDs,
 		BootTimeout: o.BootTimeout,
 	}
 	if o.Snapshot != "" {

@@ -40,6 +40,7 @@ type CreateOptions struct {
 	Driver      string // auto, firecracker, qemu
 	Accelerator string // auto, kvm, tcg
 	RequireKVM  bool   // refuse to run without
+	Overcommit  bool   // start whether or not the host has room
 	NoSeccomp   bool
 	Filter      string // file of system call filters in the VMM's own format, or its JSON
 	NoCgroup    bool

@@ -24,6 +24,9 @@ func (s *Service) Start(ctx context.Context, ref string) (*store.Record, error) 
 
 // startOwned starts a sandbox whose lock the caller holds.
 func (s *Service) startOwned(ctx context.Context, record *store.Record, lock *store.Lock) (*store.Record, error) {
+	if err := s.admit(record.Spec); err != nil {
+		return nil, fmt.Errorf("start %s: %w", record.ID, err)
+	}
 	record.Status, record.Reason, record.Trace = api.StatusCreating, "", nil
 	if record.Saved == nil {
 		record.Spec.Release, record.Spec.MemoryLeftMiB = s.release(record.Spec.Driver), 0

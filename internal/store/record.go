@@ -100,6 +100,8 @@ type Spec struct {
 	Bandwidth    policy.Bandwidth     `json:"bandwidth,omitzero"`
 
 	RequireKVM bool `json:"require_kvm,omitempty"`
+	// Overcommit has it start whether or not the host has room for it.
+	Overcommit bool `json:"overcommit,omitempty"`
 	NoSeccomp  bool `json:"no_seccomp,omitempty"`
 	NoCgroup   bool `json:"no_cgroup,omitempty"`
 	NoPIDs     bool `json:"no_pid_namespace,omitempty"`
