@@ -28,7 +28,7 @@ help:
 	@echo 'make test    all tests, on real machines (root)'
 	@echo 'make check   what needs no machine: format, lint, race, generated files'
 	@echo 'make bench   speed and size, each beside its floor (root)'
-	@echo 'make load    twenty sandboxes at once, and many saves (root)'
+	@echo 'make load    twenty and two hundred sandboxes at once, and many saves (root)'
 	@echo 'make soak    a hundred cold boots on a busy host (root)'
 	@echo 'make faults  death and errors at every step, and 500 random kills (root)'
 	@echo 'make fuzz    every decoder of foreign bytes, a minute each'
@@ -62,7 +62,7 @@ test: deps setup
 
 .PHONY: load
 load: setup
-	$(TESTENV) VMSAN_TEST_LOAD=1 $(GO) test -timeout 30m -count 1 -v -run 'TestTwentyAtOnce|TestCycles|TestKilledWhileSaving' ./e2e
+	$(TESTENV) VMSAN_TEST_LOAD=1 $(GO) test -timeout 30m -count 1 -v -run 'TestTwentyAtOnce|TestTwoHundred|TestCycles|TestKilledWhileSaving' ./e2e
 
 .PHONY: check
 check:

@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sync/errgroup"
 
@@ -174,4 +176,47 @@ func TestCorruptRecord(t *testing.T) {
 	}
 	h.must("remove", "--force", bad)
 	h.must("remove", "--force", good)
+}
+
+// TestTwoHundred has 200 sandboxes up at once, most of them paused, all from one
+// template. It prints what that costs.
+func TestTwoHundred(t *testing.T) {
+	if os.Getenv(loadVar) == "" {
+		t.Skipf("takes minutes: not asked for with %s=1", loadVar)
+	}
+	h := newHost(t)
+	const count, awake, sample = 200, 10, 9
+	args := []string{"create", "--memory", "64", "--name"}
+	h.must(append(args, "first")...) // has the template made
+	h.must("rm", "-f", "first")
+	var took []time.Duration
+	for i := range count {
+		began := time.Now()
+		id := h.must(append(args, fmt.Sprintf("n%d", i))...)
+		took = append(took, time.Since(began))
+		if i >= awake {
+			h.must("pause", id)
+		}
+	}
+	began := time.Now()
+	if err := h.listIs(count); err != nil {
+		t.Error(err)
+	}
+	listed := time.Since(began)
+	for _, i := range []int{0, awake - 1} {
+		h.must("exec", "--no-stdin", fmt.Sprintf("n%d", i), "true")
+	}
+	h.must("resume", fmt.Sprintf("n%d", count-1))
+	h.must("exec", "--no-stdin", fmt.Sprintf("n%d", count-1), "true")
+	first, last := median(took[:sample]), median(took[count-sample:])
+	t.Logf("create: the first %d took %s, the last %d %s, which is %.2f x; list %s", sample, first, sample, last,
+		last.Seconds()/first.Seconds(), listed)
+	began = time.Now()
+	h.removeAll()
+	t.Logf("all removed in %s", time.Since(began))
+}
+
+func median(times []time.Duration) time.Duration {
+	sorted := slices.Sorted(slices.Values(times))
+	return sorted[len(sorted)/2]
 }
