@@ -8,9 +8,12 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/testenv"
 )
 
 // faultsVar asks for a fault at every point; else there are a few.
@@ -76,40 +79,39 @@ func (h *host) checkBox(what string) {
 // way, vmsan gc leaves nothing that is nobody's, and what is left can be used and
 // removed.
 func TestFaults(t *testing.T) {
+	t.Parallel()
+	testenv.RequireRoot(t)
 	binary := buildFaults(t)
-	h := newHost(t)
-	h.binary = binary
-	f := &faults{host: h, order: filepath.Join(t.TempDir(), "order"), log: filepath.Join(t.TempDir(), "log")}
-	t.Setenv("VMSAN_FAULT_ORDER", f.order)
-	t.Setenv("VMSAN_FAULT_LOG", f.log)
 	archive := filepath.Join(t.TempDir(), "tiny.tar")
 	command(t, "tar", "-c", "-C", t.TempDir(), "-f", archive, ".")
-	cases, tried := 0, map[string]bool{}
+	seen := seen{points: map[string]bool{}}
 	for i, d := range deeds(archive) {
-		points := f.points(d)
-		if len(points) == 0 {
-			t.Errorf("vmsan %s passes no point", strings.Join(d.args, " "))
-			continue
-		}
-		actions := []string{"kill", "ENOSPC"}
-		if os.Getenv(faultsVar) == "" {
-			// Another one for each deed.
-			points, actions = points[i%len(points):][:1], actions[i%2:][:1]
-		}
-		for j, point := range points {
-			todo := actions
-			if tried[point] && len(actions) > 1 {
-				todo = actions[j%2:][:1] // it was seen with both, on another way
-			}
-			for _, action := range todo {
-				f.try(d, point, action)
-				cases++
-			}
-			tried[point] = true
-		}
-		t.Logf("%-40s broken off after each of %s", strings.Join(d.args, " "), strings.Join(points, ", "))
+		t.Run(strings.Join(d.args[:min(len(d.args), 2)], " "), func(t *testing.T) {
+			t.Parallel()
+			h := newHost(t)
+			h.binary = binary
+			f := &faults{host: h, order: filepath.Join(t.TempDir(), "order"), log: filepath.Join(t.TempDir(), "log")}
+			h.env = []string{"VMSAN_FAULT_ORDER=" + f.order, "VMSAN_FAULT_LOG=" + f.log}
+			f.tryAll(d, i, &seen)
+		})
 	}
-	t.Logf("%d faults", cases)
+	t.Cleanup(func() { t.Logf("%d faults at %d points", seen.faults.Load(), len(seen.points)) })
+}
+
+// seen are the points at which something was broken off already.
+type seen struct {
+	mu     sync.Mutex
+	points map[string]bool
+	faults atomic.Int64
+}
+
+// first tells whether nobody has come to point before.
+func (s *seen) first(point string) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	first := !s.points[point]
+	s.points[point] = true
+	return first
 }
 
 // buildFaults builds a vmsan that can be told to fail.
@@ -152,6 +154,31 @@ func (f *faults) points(d deed) []string {
 	points := strings.Split(strings.TrimSpace(string(text)), "\n")
 	slices.Sort(points)
 	return slices.DeleteFunc(slices.Compact(points), func(p string) bool { return p == "" })
+}
+
+// tryAll breaks off a deed everywhere.
+func (f *faults) tryAll(d deed, n int, seen *seen) {
+	f.t.Helper()
+	points := f.points(d)
+	if len(points) == 0 {
+		f.t.Fatal("it passes no point")
+	}
+	actions := []string{"kill", "ENOSPC"}
+	if os.Getenv(faultsVar) == "" {
+		// Another one for each deed.
+		points, actions = points[n%len(points):][:1], actions[n%2:][:1]
+	}
+	for i, point := range points {
+		todo := actions
+		if !seen.first(point) && len(todo) > 1 {
+			todo = actions[i%2:][:1] // the other way it was broken off elsewhere
+		}
+		for _, action := range todo {
+			f.try(d, point, action)
+			seen.faults.Add(1)
+		}
+	}
+	f.t.Logf("broken off after each of %s", strings.Join(points, ", "))
 }
 
 func (f *faults) begin(d deed) {

@@ -32,6 +32,7 @@ type host struct {
 	t      testing.TB
 	layout store.Layout
 	binary string
+	env    []string // of its commands, beside the test's own
 
 	mu  sync.Mutex
 	ids map[string]bool // of all sandboxes there ever were
@@ -83,7 +84,7 @@ func (h *host) vmsan(args ...string) (stdout string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, h.binary, args...)
-	cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
+	cmd.Env = append(append(os.Environ(), "VMSAN_DIR="+h.layout.Dir), h.env...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {

@@ -24,6 +24,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/scratch"
 )
 
@@ -296,5 +297,5 @@ func (s Store) remove(id string) error {
 	if errors.Is(err, fs.ErrNotExist) {
 		err = nil
 	}
-	return errors.Join(err, dir.Close())
+	return errors.Join(fault.After("snapshot: moved away", err), dir.Close())
 }

@@ -137,7 +137,7 @@ func (l Layout) WithName(ctx context.Context, id, name string, save func() error
 	if err := x.checkName(name, id); err != nil {
 		return err
 	}
-	if err := x.giveName(name, id); err != nil {
+	if err := fault.After("rename: name given", x.giveName(name, id)); err != nil {
 		return err
 	}
 	return save()
