@@ -34,6 +34,7 @@ var allowed = []struct {
 	{"internal/jail", []string{"internal/cgroup"}, "it knows processes, not sandboxes"},
 	{"internal/policy", nil, "it is data, which all parts agree on"},
 	{"internal/store", []string{"api", "internal/policy", "internal/scratch"}, "everything stands on it"},
+	{"internal/events", []string{"api", "internal/store"}, "everybody writes to it"},
 	{"internal/scratch", []string{"api"}, "everything that makes files stands on it"},
 	{"internal/sparse", nil, "it is about files, whosever they are"},
 	{"internal/disk", []string{"api", "internal/scratch", "internal/sparse", "internal/store"}, "disks, images and kernels do not know each other"},

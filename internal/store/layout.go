@@ -96,6 +96,10 @@ func (l Layout) Reclaimed(id string) Saved {
 	return Saved{Memory: filepath.Join(l.Sandbox(id), "memory"), State: filepath.Join(l.Sandbox(id), "state")}
 }
 
+// Events is the journal's directory: two files for each of its books, and their
+// lock.
+func (l Layout) Events() string { return filepath.Join(l.Dir, "events") }
+
 // Releases holds one directory per release of Firecracker.
 func (l Layout) Releases() string { return filepath.Join(l.Dir, "firecracker") }
 
