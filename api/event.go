@@ -64,8 +64,8 @@ type Event struct {
 	Name string `json:"name,omitempty"`
 	// Reason is why it stopped, failed or was paused.
 	Reason string `json:"reason,omitempty"`
-	// From is what a start went on from: "boot", "template", "snapshot" or
-	// "memory".
+	// From is what a start went on from: "boot", "template", "snapshot", "fork"
+	// or, after a pause that gave it back, "memory".
 	From string `json:"from,omitempty"`
 	// PreviousName is what it was called before a rename.
 	PreviousName string `json:"previousName,omitempty"`

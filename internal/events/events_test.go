@@ -217,7 +217,7 @@ func TestBound(t *testing.T) {
 // Many writers lose nothing, and none sees another's line within its own.
 func TestConcurrentWriters(t *testing.T) {
 	j := newJournal(t)
-	const writers, each = 8, 300
+	const writers, each = 8, 200 // less than a segment
 	var all sync.WaitGroup
 	for w := range writers {
 		all.Go(func() {

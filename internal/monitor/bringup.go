@@ -31,6 +31,7 @@ func (m *monitor) bringUp(ctx context.Context) error {
 			WithHint("vmsan create --boot-timeout with a longer time, if this host is slow or busy"))
 	defer cancel()
 	t := newTrace()
+	m.emit(api.EventVMStart, func(e *api.Event) { e.From = m.from() })
 	err := m.steps(ctx, t)
 	if err == nil {
 		err = m.save(func(r *store.Record) {
@@ -40,6 +41,7 @@ func (m *monitor) bringUp(ctx context.Context) error {
 		})
 	}
 	if err == nil {
+		m.emit(api.EventVMRunning, nil)
 		return nil
 	}
 	return m.fail(ctx, err)
@@ -495,5 +497,6 @@ func (m *monitor) fail(ctx context.Context, err error) error {
 	}); saveErr != nil {
 		m.log.Error("write record", "error", saveErr)
 	}
+	m.emit(api.EventVMError, because(failure.Message))
 	return failure
 }

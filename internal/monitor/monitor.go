@@ -67,6 +67,7 @@ type monitor struct {
 	network         *sandboxNetwork // nil without one
 	nic             *vmm.NIC        // nil without one
 	policyTurn      sync.Mutex      // held while the policy changes
+	denials         *denials
 
 	standing sync.Mutex   // held while the machine is paused, resumed or saved; guards the next two
 	frozen   bool         // the guest was asked to hold still, and not yet to go on
@@ -130,6 +131,7 @@ func newMonitor(layout store.Layout, id string, driver func(store.Layout, store.
 		ending:   make(chan struct{}),
 		held:     make(chan struct{}),
 		finished: make(chan struct{}),
+		denials:  newDenials(),
 	}
 	m.undo.Add(log.Close)
 	m.driver, err = driver(layout, record.Spec)
@@ -299,11 +301,16 @@ func (m *monitor) end(reason string) error {
 	err := m.undo.Run()
 	m.background.Wait()
 	if err == nil && m.ephemeral() {
-		return m.layout.Delete(m.id)
+		m.emit(api.EventVMStop, because(reason))
+		if err := m.layout.Delete(m.id); err != nil {
+			return err
+		}
+		m.emit(api.EventVMRemove, nil)
+		return nil
 	}
 	m.standing.Lock()
 	defer m.standing.Unlock()
-	return errors.Join(err, m.save(func(r *store.Record) {
+	saveErr := m.save(func(r *store.Record) {
 		r.Status, r.Reason, r.StoppedAt = api.StatusStopped, reason, time.Now().UTC()
 		if m.left != nil {
 			r.Status, r.Reason, r.Saved = api.StatusPaused, "its memory is on the disk", m.left
@@ -314,7 +321,9 @@ func (m *monitor) end(reason string) error {
 			return
 		}
 		r.Host = store.Host{}
-	}))
+	})
+	m.emitEnd()
+	return errors.Join(err, saveErr)
 }
 
 func (m *monitor) ephemeral() bool {

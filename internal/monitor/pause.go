@@ -39,7 +39,11 @@ func (m *monitor) Pause(ctx context.Context) error {
 	if err := m.vm.Pause(ctx); err != nil {
 		return fmt.Errorf("pause %s: %w", m.id, err)
 	}
-	return m.setStatus(api.StatusPaused, "")
+	if err := m.setStatus(api.StatusPaused, ""); err != nil {
+		return err
+	}
+	m.emit(api.EventVMPause, nil)
+	return nil
 }
 
 // Resume implements control.Monitor. The guest's clock stood still; it is told
@@ -59,6 +63,7 @@ func (m *monitor) Resume(ctx context.Context) error {
 	if err := m.setStatus(api.StatusRunning, ""); err != nil {
 		return err
 	}
+	m.emit(api.EventVMResume, nil)
 	if err := m.tellGuest(ctx, gate.Order{SetTime: true}); err != nil {
 		return fmt.Errorf("set the guest's clock: %w", err)
 	}

@@ -57,6 +57,7 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 		return nil, err
 	}
 	defer lock.Release()
+	s.emitOf(record, api.EventVMCreate, func(e *api.Event) { e.Image, e.ImageDigest = record.Spec.ImageName, record.Spec.Image })
 	record.Trace = append(record.Trace, stage("allocate", began, ""))
 	warn := s.watchFirewall(record.Spec)
 	// From here on the record keeps the image, which nothing did before.
@@ -84,7 +85,7 @@ func (s *Service) discard(id string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.takeBack(record), s.layout.Delete(id))
+	return errors.Join(s.takeBack(record), s.forget(record))
 }
 
 // plan makes the record of what o asks for on this host.

@@ -146,6 +146,11 @@ func (l Layout) Blank(size int64) string {
 // Templates holds vmsan's own snapshots, as Snapshots does the user's.
 func (l Layout) Templates() string { return filepath.Join(l.Dir, "templates") }
 
+// IsTemplate tells whether a saved machine is one of the templates.
+func (l Layout) IsTemplate(saved Saved) bool {
+	return filepath.Dir(filepath.Dir(saved.Memory)) == l.Templates()
+}
+
 // TemplateLog is what the last making of a template had to say.
 func (l Layout) TemplateLog() string { return filepath.Join(l.Dir, "templates.log") }
 
