@@ -18,6 +18,7 @@ const (
 	EventVMRename  EventType = "vm.rename"
 	EventVMResize  EventType = "vm.resize"
 	EventVMPolicy  EventType = "vm.policy"
+	EventVMExtend  EventType = "vm.extend"
 	EventVMFork    EventType = "vm.fork"
 	EventVMRestore EventType = "vm.restore"
 
@@ -49,7 +50,7 @@ const (
 // EventTypes are all of them.
 var EventTypes = []EventType{
 	EventVMCreate, EventVMStart, EventVMRunning, EventVMPause, EventVMResume, EventVMStop, EventVMError, EventVMRemove, EventVMRename,
-	EventVMResize, EventVMPolicy, EventVMFork, EventVMRestore, EventSnapshotCreate, EventSnapshotRemove, EventSnapshotExport,
+	EventVMResize, EventVMPolicy, EventVMExtend, EventVMFork, EventVMRestore, EventSnapshotCreate, EventSnapshotRemove, EventSnapshotExport,
 	EventSnapshotImport, EventTemplateCreate, EventTemplateRemove, EventImagePull, EventImageImport, EventImageBuild, EventImageCommit,
 	EventImageTag, EventImageExport, EventImageRemove, EventVolumeCreate, EventVolumeRemove, EventSetup, EventNetworkDenied,
 }
@@ -74,6 +75,9 @@ type Event struct {
 	MemoryMiB int   `json:"memoryMiB,omitempty"`
 	// Policy is the mode of its new network policy.
 	Policy string `json:"policy,omitempty"`
+	// TimeoutAt is when its time limit passes now; absent if that was lifted, or
+	// the sandbox is paused.
+	TimeoutAt time.Time `json:"timeoutAt,omitzero"`
 	// Copies are the ids of its forks.
 	Copies []string `json:"copies,omitempty"`
 

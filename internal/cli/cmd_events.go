@@ -120,6 +120,9 @@ func eventDetail(e api.Event) string {
 		add("memory ", mebibytes(int64(e.MemoryMiB)))
 	}
 	add("", e.Policy)
+	if !e.TimeoutAt.IsZero() {
+		add("until ", e.TimeoutAt.Local().Format(time.DateTime))
+	}
 	add("", strings.Join(e.Copies, " "))
 	add("", e.Snapshot)
 	add("", e.Template)

@@ -41,6 +41,7 @@ func (m *monitor) bringUp(ctx context.Context) error {
 		})
 	}
 	if err == nil {
+		m.limit.begin(m.record.Spec.Timeout, m.record.TimeoutLeft)
 		m.emit(api.EventVMRunning, nil)
 		return nil
 	}

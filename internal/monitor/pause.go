@@ -30,7 +30,10 @@ func (m *monitor) setStatus(s api.Status, reason string) error {
 }
 
 // Pause implements control.Monitor.
-func (m *monitor) Pause(ctx context.Context) error {
+func (m *monitor) Pause(ctx context.Context) error { return m.pause(ctx, "") }
+
+// pause is Pause, and says why.
+func (m *monitor) pause(ctx context.Context, reason string) error {
 	m.standing.Lock()
 	defer m.standing.Unlock()
 	if m.status() == api.StatusPaused {
@@ -39,10 +42,11 @@ func (m *monitor) Pause(ctx context.Context) error {
 	if err := m.vm.Pause(ctx); err != nil {
 		return fmt.Errorf("pause %s: %w", m.id, err)
 	}
-	if err := m.setStatus(api.StatusPaused, ""); err != nil {
+	if err := m.setStatus(api.StatusPaused, reason); err != nil {
 		return err
 	}
-	m.emit(api.EventVMPause, nil)
+	m.limit.stand()
+	m.emit(api.EventVMPause, because(reason))
 	return nil
 }
 
@@ -63,6 +67,7 @@ func (m *monitor) Resume(ctx context.Context) error {
 	if err := m.setStatus(api.StatusRunning, ""); err != nil {
 		return err
 	}
+	m.limit.resume()
 	m.emit(api.EventVMResume, nil)
 	if err := m.tellGuest(ctx, gate.Order{SetTime: true}); err != nil {
 		return fmt.Errorf("set the guest's clock: %w", err)
@@ -168,6 +173,7 @@ func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer cont
 		return answer, err
 	case err == nil && to.Stand:
 		answer.Paused = time.Since(began)
+		m.limit.stand()
 		return answer, m.setStatus(api.StatusPaused, "it was saved, and was to be stopped")
 	}
 	// Whatever became of it, and whoever still waits for it, the source goes on.

@@ -98,7 +98,7 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 		Env: o.Env, Workdir: o.Workdir, User: o.User, Volumes: o.Volumes,
 		Network: o.Network, Policy: o.Policy, Publications: o.Publications, Resolvers: o.Resolvers, Bandwidth: o.Bandwidth,
 		Pool: ready.Pool, RequireKVM: o.RequireKVM, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup, NoPIDs: o.NoPIDs,
-		BootTimeout: o.BootTimeout,
+		BootTimeout: o.BootTimeout, Timeout: o.Timeout, IdleTimeout: o.IdleTimeout, OnTimeout: o.OnTimeout,
 	}
 	if o.Snapshot != "" {
 		return s.planSnapshot(ctx, o, spec)

@@ -86,6 +86,7 @@ func (s *Service) stopped(r *store.Record, reason string) error {
 	r.Status, r.Reason, r.StoppedAt = api.StatusStopped, reason, time.Now().UTC()
 	// Its disk is not the one that was saved any more.
 	r.Host, r.Saved = store.Host{}, nil
+	r.TimeoutAt, r.TimeoutLeft = time.Time{}, 0
 	return errors.Join(s.layout.Save(r), s.forgetMemory(r.ID))
 }
 
