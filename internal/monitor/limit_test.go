@@ -3,6 +3,7 @@ package monitor
 import (
 	"context"
 	"errors"
+	"net"
 	"os"
 	"strings"
 	"testing"
@@ -437,4 +438,29 @@ func TestPauseKeepsTime(t *testing.T) {
 	r.awaitRecord("limited", func(record *store.Record) bool { return !record.TimeoutAt.IsZero() && record.TimeoutLeft == 0 })
 	r.stop(0)
 	r.await("stopped")
+}
+
+// Clients of the guest are counted while they are there, whoever they are.
+func TestClientsAreCounted(t *testing.T) {
+	r := run(t, nil)
+	if r.hasClients(t.Context()) {
+		t.Error("nobody is a client")
+	}
+	conn, err := net.Dial("unix", r.layout.GuestSocket(testID))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, want := range []bool{true, false} {
+		for deadline := time.Now().Add(patience); r.hasClients(t.Context()) != want; time.Sleep(time.Millisecond) {
+			if time.Now().After(deadline) {
+				t.Fatalf("there are no clients: %v", want)
+			}
+		}
+		conn.Close()
+	}
+	r.gate.turn <- struct{}{}
+	if !r.hasClients(t.Context()) {
+		t.Error("a sandbox whose gate is busy is idle")
+	}
+	<-r.gate.turn
 }
