@@ -491,6 +491,7 @@ func (m *monitor) fail(ctx context.Context, err error) error {
 		} else {
 			// A machine that has run is not the one that was saved any more.
 			r.Status, r.Reason, r.Saved = api.StatusError, failure.Message, nil
+			r.TimeoutLeft = 0
 		}
 		if undoErr == nil {
 			r.Host = store.Host{}
