@@ -32,7 +32,7 @@ const (
 	maxCopies = 256
 	// lockTime is how long a writer waits for others, each of which takes a
 	// fraction of a millisecond.
-	lockTime = 2 * time.Second
+	lockTime = 5 * time.Second
 )
 
 // The books of the journal. What sandboxes cause themselves has a book of its
