@@ -26,6 +26,9 @@ const (
 	EventPort EventKind = "port" // a published port
 )
 
+// EventKinds are all of them.
+var EventKinds = []EventKind{EventFlow, EventDNS, EventTLS, EventHTTP, EventPort}
+
 // NetworkEvent is something that a sandbox did on the network, or that was
 // kept from it: a line of its network log.
 type NetworkEvent struct {

@@ -57,6 +57,15 @@ type VM struct {
 	Env           map[string]string `json:"env,omitempty"`
 	Volumes       []string          `json:"volumes,omitempty"` // like "data:/srv/data:ro"
 
+	// TimeoutMs and IdleTimeoutMs are how long it may run from each start, and be
+	// idle; absent without a limit. OnTimeout is what is done then, and TimeoutAt
+	// when that is. TimeoutLeftMs is what it has left while it is paused.
+	TimeoutMs     int64      `json:"timeoutMs,omitempty"`
+	IdleTimeoutMs int64      `json:"idleTimeoutMs,omitempty"`
+	OnTimeout     string     `json:"onTimeout,omitempty"`
+	TimeoutAt     *time.Time `json:"timeoutAt,omitempty"`
+	TimeoutLeftMs int64      `json:"timeoutLeftMs,omitempty"`
+
 	// NetworkPolicy is what it may reach. Nil without a network.
 	NetworkPolicy *NetworkPolicy `json:"networkPolicy,omitempty"`
 	// Ports are those of the host that lead to it, like "127.0.0.1:8080:80".

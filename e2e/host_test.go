@@ -232,7 +232,7 @@ func (h *host) untouched(ts *testscript.TestScript, _ bool, _ []string) {
 			ts.Fatalf("%s holds %v", dir, left)
 		}
 	}
-	known := []string{"setup.json", "setup.lock", "kernels", "images", "images.json", "blanks", "sandboxes", "templates", "snapshots", "lock", "tmp"}
+	known := []string{"setup.json", "setup.lock", "kernels", "images", "images.json", "blanks", "sandboxes", "templates", "snapshots", "lock", "tmp", "events"}
 	entries, err := os.ReadDir(h.layout.Dir)
 	ts.Check(err)
 	if i := slices.IndexFunc(entries, func(e fs.DirEntry) bool { return !slices.Contains(known, e.Name()) }); i >= 0 {

@@ -86,7 +86,7 @@ func runMonitor(args []string) int {
 	defer stop()
 	layout, err := store.NewLayout(args[1])
 	if err == nil {
-		err = monitor.Main(ctx, layout, args[0], withFirst, sandbox.Driver)
+		err = monitor.Main(ctx, layout, args[0], withFirst, monitor.Helpers{Driver: sandbox.Driver, Snapshot: sandbox.SaveBeside})
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "monitor:", err)
@@ -197,7 +197,7 @@ func (a *app) addCommands(root *cobra.Command) {
 	}{
 		{"Sandboxes:", []*cobra.Command{
 			a.runCommand(), a.createCommand(), a.listCommand(), a.inspectCommand(), a.startCommand(), a.stopCommand(),
-			a.restartCommand(), a.removeCommand(), a.waitCommand(), a.renameCommand(), a.resizeCommand(), a.logsCommand(), a.networkCommand(),
+			a.restartCommand(), a.removeCommand(), a.waitCommand(), a.extendCommand(), a.renameCommand(), a.resizeCommand(), a.logsCommand(), a.networkCommand(),
 			a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.restoreCommand(), a.snapshotCommand(),
 		}},
 		{"Commands in a sandbox:", []*cobra.Command{
@@ -206,7 +206,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		{"Files and ports of a sandbox:", []*cobra.Command{a.cpCommand(), a.uploadCommand(), a.downloadCommand(), a.portForwardCommand()}},
 		{"Images and volumes:", []*cobra.Command{a.imageCommand(), a.volumeCommand()}},
 		{"This program:", []*cobra.Command{
-			a.setupCommand(), a.doctorCommand(), a.gcCommand(), a.dfCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
+			a.setupCommand(), a.doctorCommand(), a.gcCommand(), a.dfCommand(), a.eventsCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
 		}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})

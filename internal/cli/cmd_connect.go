@@ -43,7 +43,7 @@ func (a *app) connectCommand() *cobra.Command {
 	}
 	cmd.Flags().SetInterspersed(false)
 	f.registerWhere(cmd)
-	f.registerDetachKeys(cmd)
+	f.registerSession(cmd)
 	cmd.Flags().BoolVar(&f.resume, "resume", false, "resume the sandbox first if it is paused")
 	cmd.Flags().StringVarP(&session, "session", "s", "", "come back to this `SESSION`")
 	return cmd
@@ -100,6 +100,7 @@ func (a *app) rejoin(ctx context.Context, f execFlags, args []string, session st
 	if err := a.checkSession(ctx, client, args[0], pid); err != nil {
 		return service.Explain(ctx, record, err)
 	}
+	defer f.keepAlive(ctx, service, record)()
 	t, err := client.JoinTerminal(ctx, pid)
 	if err != nil {
 		return service.Explain(ctx, record, err)
@@ -130,6 +131,17 @@ func (a *app) terminalKeys(f execFlags) ([]byte, error) {
 	return parseDetachKeys(f.detachKeys)
 }
 
+// keepAlive keeps the time limit of a sandbox from passing until release is
+// called or we die, unless that was not wanted.
+func (f *execFlags) keepAlive(ctx context.Context, service *sandbox.Service, record *store.Record) (release func()) {
+	if f.noExtend || record.Ephemeral {
+		return func() {}
+	}
+	ctx, release = context.WithCancel(ctx)
+	go service.Stay(ctx, record)
+	return release
+}
+
 // executeOnTerminal is execute on a terminal.
 func (a *app) executeOnTerminal(ctx context.Context, service *sandbox.Service, record *store.Record, command guest.Command, f execFlags) error {
 	keys, err := a.terminalKeys(f)
@@ -141,6 +153,7 @@ func (a *app) executeOnTerminal(ctx context.Context, service *sandbox.Service, r
 		return err
 	}
 	defer client.Close()
+	defer f.keepAlive(ctx, service, record)()
 	command.Env = terminalEnv(command.Env, record.Spec.Env)
 	t, err := client.OpenTerminal(ctx, command, a.terminalSize())
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 
 func (a *app) createCommand() *cobra.Command {
 	var f createFlags
+	var limits limitFlags
 	cmd := &cobra.Command{
 		Use:     "create [flags]",
 		Short:   "Create and start a sandbox",
@@ -19,6 +20,9 @@ func (a *app) createCommand() *cobra.Command {
 			"stop and start. If vmsan has not been set up here yet, that is done first.",
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := limits.complete(cmd, &f.options); err != nil {
+				return err
+			}
 			if err := f.complete(cmd); err != nil {
 				return err
 			}
@@ -26,6 +30,7 @@ func (a *app) createCommand() *cobra.Command {
 		},
 	}
 	f.register(a, cmd)
+	limits.register(cmd)
 	cmd.Flags().BoolVar(&f.options.Entrypoint, "entrypoint", false, "run what the image says as the main process: its output is in the logs, and its end is the sandbox's")
 	cmd.Flags().StringVar(&f.options.Restart, "restart", "", "when the main process is started again instead, a `POLICY`: no, always, on-failure or on-failure:N (default: no)")
 	completeChoice(cmd, "restart", "no", "always", "on-failure")

@@ -27,6 +27,7 @@ type execFlags struct {
 	// tty is true for a command on a terminal.
 	tty        bool
 	detachKeys string
+	noExtend   bool
 }
 
 func (a *app) execCommand() *cobra.Command {
@@ -54,7 +55,7 @@ func (a *app) execCommand() *cobra.Command {
 	cmd.Flags().SetInterspersed(false)
 	f.registerWhere(cmd)
 	f.registerCommon(cmd)
-	f.registerDetachKeys(cmd)
+	f.registerSession(cmd)
 	cmd.Flags().BoolVar(&f.resume, "resume", false, "resume the sandbox first if it is paused")
 	cmd.Flags().BoolVarP(&f.detach, "detach", "d", false, "leave it running and print its process id")
 	return cmd
@@ -66,7 +67,9 @@ func (f *execFlags) registerWhere(cmd *cobra.Command) {
 	cmd.Flags().StringVarP(&f.user, "user", "u", "", "`USER` to run as: a name or number, also with :GROUP")
 }
 
-func (f *execFlags) registerDetachKeys(cmd *cobra.Command) {
+// registerSession registers what is about terminals in sandboxes that stay.
+func (f *execFlags) registerSession(cmd *cobra.Command) {
+	cmd.Flags().BoolVar(&f.noExtend, "no-extend-timeout", false, "let the sandbox's time limit pass while the terminal is open")
 	cmd.Flags().StringVar(&f.detachKeys, "detach-keys", defaultDetachKeys, "`KEYS` that leave the terminal and what runs on it; empty for none")
 }
 

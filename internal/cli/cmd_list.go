@@ -55,7 +55,7 @@ func (a *app) runList(ctx context.Context, filter sandbox.Filter) error {
 		vms = append(vms, show(r))
 		rows = append(rows, []string{
 			r.ID, orDash(r.Name), string(r.Status), ago(r.CreatedAt), r.Spec.ImageName, fmt.Sprint(r.Spec.VCPUs),
-			mebibytes(int64(r.Spec.MemoryMiB)), r.Spec.Driver + "/" + r.Spec.Accelerator,
+			mebibytes(int64(r.Spec.MemoryMiB)), r.Spec.Driver + "/" + r.Spec.Accelerator, timeLeft(r),
 		})
 	}
 	switch {
@@ -66,7 +66,7 @@ func (a *app) runList(ctx context.Context, filter sandbox.Filter) error {
 			fmt.Fprintln(a.stdout, vm.ID)
 		}
 	default:
-		table(a.stdout, "ID\tNAME\tSTATUS\tCREATED\tIMAGE\tVCPUS\tMEMORY\tDRIVER", rows)
+		table(a.stdout, "ID\tNAME\tSTATUS\tCREATED\tIMAGE\tVCPUS\tMEMORY\tDRIVER\tTIMEOUT", rows)
 	}
 	return nil
 }

@@ -82,7 +82,12 @@ func (a *app) showEvent(e api.NetworkEvent) {
 // describeEvent is an event as a line of text. The gate has written it, which
 // the guest may have taken over.
 func describeEvent(e api.NetworkEvent) string {
-	words := []string{e.Time.Local().Format(time.DateTime), string(e.Verdict), string(e.Kind)}
+	return printable(e.Time.Local().Format(time.DateTime) + " " + string(e.Verdict) + " " + networkEventDetail(e))
+}
+
+// networkEventDetail is what was denied or allowed.
+func networkEventDetail(e api.NetworkEvent) string {
+	words := []string{string(e.Kind)}
 	if e.Protocol != "" {
 		words = append(words, e.Protocol)
 	}
@@ -107,7 +112,7 @@ func describeEvent(e api.NetworkEvent) string {
 	if e.Hint != "" {
 		words = append(words, " allow with: "+e.Hint)
 	}
-	return printable(strings.Join(words, " "))
+	return strings.Join(words, " ")
 }
 
 // maxEvent bounds a line of the log, in bytes.

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"slices"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -127,6 +128,9 @@ func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []str
 		return err
 	}
 	f.options.Ephemeral = true
+	if command.Timeout > 0 {
+		f.options.Timeout = command.Timeout + obedience
+	}
 	if e.tty {
 		return a.runOnTerminal(ctx, service, f, e, command)
 	}
@@ -155,6 +159,10 @@ func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []str
 	go service.Hold(context.WithoutCancel(ctx), record)
 	return removed(ctx, service, record, (<-performed).report(ctx, a, service, record))
 }
+
+// obedience is how long a guest has to end a command whose --timeout has passed,
+// before the sandbox is ended without it.
+const obedience = 30 * time.Second
 
 // runOnTerminal waits for the guest before it opens one: a terminal takes more
 // streams than the first. Nobody can come back to a sandbox that is removed

@@ -57,6 +57,8 @@ func show(r *store.Record) api.VM {
 		VCPUs: r.Spec.VCPUs, MemoryMiB: r.Spec.MemoryMiB, MemoryLeftMiB: r.Spec.MemoryLeftMiB, DiskBytes: r.Spec.DiskBytes,
 		Network: r.Spec.Network, Init: r.Spec.Init, User: r.Spec.User, Workdir: r.Spec.Workdir, Env: r.Spec.Env,
 		Main: r.Spec.Main, Restart: r.Spec.Restart, Volumes: texts(r.Spec.Volumes),
+		TimeoutMs: r.Spec.Timeout.Milliseconds(), IdleTimeoutMs: r.Spec.IdleTimeout.Milliseconds(), OnTimeout: r.Spec.OnTimeout,
+		TimeoutAt: timeOrNil(r.TimeoutAt), TimeoutLeftMs: max(r.TimeoutLeft, 0).Milliseconds(),
 		Trace: r.Trace,
 	}
 	if r.Spec.Networked() {
@@ -104,17 +106,30 @@ func timeOrNil(t time.Time) *time.Time {
 }
 
 // ago says how long ago t was, to one unit.
-func ago(t time.Time) string {
-	d := time.Since(t)
+func ago(t time.Time) string { return roughly(time.Since(t)) + " ago" }
+
+// roughly is a time to one unit.
+func roughly(d time.Duration) string {
 	switch {
 	case d < time.Minute:
-		return fmt.Sprintf("%ds ago", int(d.Seconds()))
+		return fmt.Sprintf("%ds", int(d.Seconds()))
 	case d < time.Hour:
-		return fmt.Sprintf("%dm ago", int(d.Minutes()))
+		return fmt.Sprintf("%dm", int(d.Minutes()))
 	case d < 48*time.Hour:
-		return fmt.Sprintf("%dh ago", int(d.Hours()))
+		return fmt.Sprintf("%dh", int(d.Hours()))
 	}
-	return fmt.Sprintf("%dd ago", int(d.Hours()/24))
+	return fmt.Sprintf("%dd", int(d.Hours()/24))
+}
+
+// timeLeft says how long a sandbox may still run.
+func timeLeft(r *store.Record) string {
+	switch {
+	case !r.TimeoutAt.IsZero():
+		return "in " + roughly(max(time.Until(r.TimeoutAt), 0))
+	case r.TimeoutLeft > 0:
+		return roughly(r.TimeoutLeft) + " left"
+	}
+	return "-"
 }
 
 // printable replaces what could move a terminal's cursor.

@@ -14,6 +14,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/vmsan/vmsan/internal/gate/logfile"
@@ -66,6 +67,7 @@ type gate struct {
 	client  *guest.Client
 	linked  chan struct{}  // closed when client is there
 	network *networkServer // nil without a network
+	clients atomic.Int32   // that have streams to the guest
 	first   uintptr        // the descriptor of the first client, if there is one
 }
 
@@ -188,6 +190,8 @@ func (g *gate) carryOut(ctx context.Context, order Order) (report Report) {
 		report, err = g.begin(ctx, order.Begin)
 	case order.Policy != nil && g.network != nil:
 		report.Killed, err = g.network.setPolicy(*order.Policy)
+	case order.Clients:
+		report.Clients = int(g.clients.Load())
 	case g.client == nil:
 		err = errors.New("there is no guest yet")
 	case order.PowerOff > 0:
@@ -298,6 +302,8 @@ func (g *gate) serve(ctx context.Context) {
 // have said all they have to say, or either is gone.
 func (g *gate) connect(ctx context.Context, client net.Conn) error {
 	defer client.Close()
+	g.clients.Add(1)
+	defer g.clients.Add(-1)
 	stream, err := g.host.Dial(ctx)
 	if err != nil {
 		return err

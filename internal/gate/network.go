@@ -12,6 +12,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/gate/denials"
 	"github.com/vmsan/vmsan/internal/gate/logfile"
 	"github.com/vmsan/vmsan/internal/gate/ports"
@@ -72,11 +73,19 @@ func inheritNetwork(count string, log *slog.Logger) (s *networkServer, err error
 	if err != nil {
 		return nil, err
 	}
-	s.events = denials.New(events)
+	s.events = denials.New(events, s.tell)
 	for i := range n {
 		s.ports = append(s.ports, os.NewFile(uintptr(fdPorts+i), "published port"))
 	}
 	return s, nil
+}
+
+// tell has the monitor note what was refused. It may be gone: then so are we,
+// soon.
+func (s *networkServer) tell(e api.NetworkEvent) {
+	if err := s.requests.Denied(e); err != nil {
+		s.slog.Debug("tell of a denial", "error", err)
+	}
 }
 
 // portCount is how many published ports there are; none without a network.

@@ -55,6 +55,8 @@ type Order struct {
 	// Resize has the guest grow its file system to that of its own disk, which
 	// has so many bytes.
 	Resize int64 `json:"resize,omitempty"`
+	// Clients asks how many clients have streams to the guest.
+	Clients bool `json:"clients,omitempty"`
 	// Policy changes what the guest may reach.
 	Policy *PolicyOrder `json:"policy,omitempty"`
 }
@@ -94,6 +96,8 @@ type PolicyOrder struct {
 type Report struct {
 	// Killed is how many connections were cut. Of Policy.
 	Killed int `json:"killed,omitempty"`
+	// Clients is how many have streams to the guest. Of Clients.
+	Clients int `json:"clients,omitempty"`
 	// Error is why the order could not be carried out.
 	Error string `json:"error,omitempty"`
 	// Failed is true if the error is the guest's own word, and not that

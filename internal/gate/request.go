@@ -6,13 +6,17 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/vmsan/vmsan/api"
 )
 
 // A gate of a sandbox with a network asks its monitor for what it has no
@@ -23,6 +27,9 @@ import (
 //	open   'o', 4 bytes of seconds, 4 bytes for each address
 //	shut   's', 4 bytes for each address
 //	dial   'd', a byte for the resolver's number, 't' for TCP or 'u' for UDP
+//	denied 'n', 4 bytes of count, 2 of port, 4 for the address, zeros if there is
+//	       none, and four texts behind a byte of length each: kind, protocol,
+//	       name and rule
 //
 // The answer is the byte 0 if it was done, with a socket beside it if it was
 // to dial, and else the byte 1 and the reason.
@@ -30,6 +37,7 @@ const (
 	requestOpen = 'o'
 	requestShut = 's'
 	requestDial = 'd'
+	requestNote = 'n'
 
 	answerDone    = 0
 	answerRefused = 1
@@ -38,7 +46,8 @@ const (
 const (
 	// maxAddresses is how many addresses are in one request.
 	maxAddresses = 64
-	maxRequest   = 5 + 4*maxAddresses
+	maxNote      = 11 + noteTexts*256
+	maxRequest   = max(5+4*maxAddresses, maxNote)
 	maxAnswer    = 256
 )
 
@@ -51,6 +60,9 @@ type Broker interface {
 	// Dial connects to one of the host's resolvers, in the host's network. A
 	// connection by TCP may still be on its way.
 	Dial(resolver int, tcp bool) (*os.File, error)
+	// Denied notes that the network has refused something. It has the fields of
+	// a NetworkEvent that requestNote has, of which the texts may be anything.
+	Denied(e api.NetworkEvent)
 }
 
 // Attend answers the requests that come over conn until it is closed. A
@@ -90,6 +102,13 @@ func carryOut(packet []byte, b Broker) (*os.File, error) {
 		return nil, b.Shut(addresses)
 	case kind == requestDial && len(rest) == 2 && (rest[1] == 't' || rest[1] == 'u'):
 		return b.Dial(int(rest[0]), rest[1] == 't')
+	case kind == requestNote:
+		e, ok := unpackNote(rest)
+		if !ok {
+			return nil, errNoRequest
+		}
+		b.Denied(e)
+		return nil, nil
 	}
 	return nil, errNoRequest
 }
@@ -102,6 +121,50 @@ func unpackAddresses(raw []byte) (addresses []netip.Addr, err error) {
 		addresses = append(addresses, netip.AddrFrom4([4]byte(raw)))
 	}
 	return addresses, nil
+}
+
+// noteTexts is how many texts are in a requestNote.
+const noteTexts = 4
+
+// packNote makes a request of an event.
+func packNote(e api.NetworkEvent) []byte {
+	packet := binary.BigEndian.AppendUint32([]byte{requestNote}, uint32(min(max(e.Count, 0), math.MaxInt32)))
+	packet = binary.BigEndian.AppendUint16(packet, e.Port)
+	var address [4]byte
+	if e.Destination.Is4() {
+		address = e.Destination.As4()
+	}
+	packet = append(packet, address[:]...)
+	for _, text := range [noteTexts]string{string(e.Kind), e.Protocol, e.Name, e.Rule} {
+		text = text[:min(len(text), 255)]
+		packet = append(append(packet, byte(len(text))), text...)
+	}
+	return packet
+}
+
+func unpackNote(raw []byte) (e api.NetworkEvent, ok bool) {
+	if len(raw) < 10 {
+		return e, false
+	}
+	e.Verdict = api.VerdictDenied
+	e.Count, e.Port = int(binary.BigEndian.Uint32(raw)&math.MaxInt32), binary.BigEndian.Uint16(raw[4:])
+	if address := [4]byte(raw[6:10]); address != [4]byte{} {
+		e.Destination = netip.AddrFrom4(address)
+	}
+	raw = raw[10:]
+	var texts [noteTexts]string
+	for i := range texts {
+		if len(raw) == 0 {
+			return e, false
+		}
+		n := 1 + int(raw[0])
+		if len(raw) < n {
+			return e, false
+		}
+		texts[i], raw = string(raw[1:n]), raw[n:]
+	}
+	e.Kind, e.Protocol, e.Name, e.Rule = api.EventKind(texts[0]), texts[1], texts[2], texts[3]
+	return e, len(raw) == 0 && slices.Contains(api.EventKinds, e.Kind)
 }
 
 // answer sends what came of a request, and closes file.
@@ -154,6 +217,9 @@ func (r *requests) each(head []byte, addresses []netip.Addr) error {
 	}
 	return nil
 }
+
+// Denied tells the monitor that the network has refused something.
+func (r *requests) Denied(e api.NetworkEvent) error { return r.ask(packNote(e), nil) }
 
 // Dial returns a connection to the resolver with that number, by "tcp" or
 // "udp".

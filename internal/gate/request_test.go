@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/vmm"
 )
 
@@ -20,7 +21,14 @@ type recordingBroker struct {
 	mu           sync.Mutex // guards all below
 	opened, shut []netip.Addr
 	ttl          time.Duration
+	denied       []api.NetworkEvent
 	fail         error
+}
+
+func (b *recordingBroker) Denied(e api.NetworkEvent) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.denied = append(b.denied, e)
 }
 
 // seen returns what was asked for until now.
@@ -157,8 +165,40 @@ func TestAttendMalformed(t *testing.T) {
 	}
 }
 
+// denial is one with all that a note of it holds.
+var denial = api.NetworkEvent{
+	Verdict: api.VerdictDenied, Kind: api.EventFlow, Protocol: "tcp", Destination: netip.MustParseAddr("192.0.2.7"), Port: 443,
+	Name: "www.example", Rule: "denied range", Count: 3,
+}
+
+func TestDenied(t *testing.T) {
+	b := &recordingBroker{}
+	r, _ := ask(t, b)
+	long := denial
+	long.Name, long.Destination, long.Count = strings.Repeat("n", 300), netip.MustParseAddr("2001:db8::1"), -1
+	for _, e := range []api.NetworkEvent{denial, long} {
+		if err := r.Denied(e); err != nil {
+			t.Fatal(err)
+		}
+	}
+	long.Name, long.Destination, long.Count = long.Name[:255], netip.Addr{}, 0
+	if len(b.denied) != 2 || b.denied[0] != denial || b.denied[1] != long {
+		t.Errorf("got %v", b.denied)
+	}
+	for i := range packNote(denial) {
+		if _, ok := unpackNote(packNote(denial)[1 : 1+i]); ok && i+1 < len(packNote(denial)) {
+			t.Errorf("%d bytes of a note are one", i)
+		}
+	}
+	kind := denial
+	kind.Kind = "gossip"
+	if _, ok := unpackNote(packNote(kind)[1:]); ok {
+		t.Error("a kind that there is not was taken")
+	}
+}
+
 func FuzzCarryOut(f *testing.F) {
-	for _, packet := range []string{"o\x00\x00\x00\x3cabcd", "sabcdefgh", "d\x00t", "d\x01u", "q"} {
+	for _, packet := range []string{"o\x00\x00\x00\x3cabcd", "sabcdefgh", "d\x00t", "d\x01u", "q", string(packNote(denial))} {
 		f.Add([]byte(packet))
 	}
 	f.Fuzz(func(t *testing.T, packet []byte) {
@@ -170,7 +210,12 @@ func FuzzCarryOut(f *testing.F) {
 		if file != nil {
 			file.Close()
 		}
-		if errors.Is(err, errNoRequest) && len(b.opened)+len(b.shut) > 0 {
+		for _, e := range b.denied {
+			if again, ok := unpackNote(packNote(e)[1:]); !ok || again != e {
+				t.Errorf("%q means %v, and that %v", packet, e, again)
+			}
+		}
+		if errors.Is(err, errNoRequest) && len(b.opened)+len(b.shut)+len(b.denied) > 0 {
 			t.Errorf("%q is malformed and did something", packet)
 		}
 		if len(b.opened) > maxAddresses || len(b.shut) > maxAddresses {

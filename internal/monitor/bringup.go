@@ -32,6 +32,7 @@ func (m *monitor) bringUp(ctx context.Context) error {
 			WithHint("vmsan create --boot-timeout with a longer time, if this host is slow or busy"))
 	defer cancel()
 	t := newTrace()
+	m.emit(api.EventVMStart, func(e *api.Event) { e.From = m.from() })
 	err := m.steps(ctx, t)
 	if err == nil {
 		err = m.save(func(r *store.Record) {
@@ -42,6 +43,8 @@ func (m *monitor) bringUp(ctx context.Context) error {
 		err = fault.After("monitor: running", err)
 	}
 	if err == nil {
+		m.limit.begin(m.record.Spec.Timeout, m.record.TimeoutLeft)
+		m.emit(api.EventVMRunning, nil)
 		return nil
 	}
 	return m.fail(ctx, err)
@@ -491,6 +494,7 @@ func (m *monitor) fail(ctx context.Context, err error) error {
 		} else {
 			// A machine that has run is not the one that was saved any more.
 			r.Status, r.Reason, r.Saved = api.StatusError, failure.Message, nil
+			r.TimeoutLeft = 0
 		}
 		if undoErr == nil {
 			r.Host = store.Host{}
@@ -498,5 +502,6 @@ func (m *monitor) fail(ctx context.Context, err error) error {
 	}); saveErr != nil {
 		m.log.Error("write record", "error", saveErr)
 	}
+	m.emit(api.EventVMError, because(failure.Message))
 	return failure
 }

@@ -68,6 +68,10 @@ type monitor struct {
 	network         *sandboxNetwork // nil without one
 	nic             *vmm.NIC        // nil without one
 	policyTurn      sync.Mutex      // held while the policy changes
+	denials         *denials
+	limit           *limit
+	idle            chan struct{} // gets word when the sandbox was idle for its limit
+	helpers         Helpers
 
 	standing sync.Mutex   // held while the machine is paused, resumed or saved; guards the next two
 	frozen   bool         // the guest was asked to hold still, and not yet to go on
@@ -86,16 +90,25 @@ type monitor struct {
 	outcome  error              // of the end; read after finished
 }
 
+// Helpers are what a monitor needs of those who know more than it. All are
+// required.
+type Helpers struct {
+	// Driver returns the driver of a sandbox.
+	Driver func(store.Layout, store.Spec) (vmm.Driver, error)
+	// Snapshot saves a sandbox that runs, through its monitor.
+	Snapshot func(ctx context.Context, l store.Layout, id string) error
+}
+
 // Main runs the monitor of the sandbox id until the sandbox has ended, or
 // until ctx ends, which is an order to stop it. The lock on the sandbox and
 // the pipe to report on are inherited, and withFirst a stream to the guest.
-func Main(ctx context.Context, layout store.Layout, id string, withFirst bool, driver func(store.Layout, store.Spec) (vmm.Driver, error)) error {
+func Main(ctx context.Context, layout store.Layout, id string, withFirst bool, helpers Helpers) error {
 	lock := store.InheritLock(os.NewFile(fdLock, "lock"))
 	defer lock.Release()
 	report := os.NewFile(fdReport, "report")
 	unix.CloseOnExec(fdReport)
 	unix.CloseOnExec(fdLock)
-	m, err := newMonitor(layout, id, driver)
+	m, err := newMonitor(layout, id, helpers)
 	if err == nil && withFirst {
 		unix.CloseOnExec(fdFirst)
 		m.first = os.NewFile(fdFirst, "first stream")
@@ -115,7 +128,7 @@ func Main(ctx context.Context, layout store.Layout, id string, withFirst bool, d
 	return m.wait(ctx)
 }
 
-func newMonitor(layout store.Layout, id string, driver func(store.Layout, store.Spec) (vmm.Driver, error)) (*monitor, error) {
+func newMonitor(layout store.Layout, id string, helpers Helpers) (*monitor, error) {
 	record, err := layout.Load(id)
 	if err != nil {
 		return nil, err
@@ -131,9 +144,13 @@ func newMonitor(layout store.Layout, id string, driver func(store.Layout, store.
 		ending:   make(chan struct{}),
 		held:     make(chan struct{}),
 		finished: make(chan struct{}),
+		denials:  newDenials(),
+		idle:     make(chan struct{}),
+		helpers:  helpers,
 	}
+	m.limit = newLimit(m.noteLimit)
 	m.undo.Add(log.Close)
-	m.driver, err = driver(layout, record.Spec)
+	m.driver, err = helpers.Driver(layout, record.Spec)
 	return m, err
 }
 
@@ -152,7 +169,7 @@ func (m *monitor) wait(ctx context.Context) error {
 	if m.record.Ephemeral {
 		go m.awaitHold()
 	}
-	reason := m.watch(ctx)
+	reason := m.watchAll(ctx)
 	m.outcome = m.end(reason)
 	close(m.finished)
 	// Whoever waits for the end gets the answer before the process is gone.
@@ -161,11 +178,24 @@ func (m *monitor) wait(ctx context.Context) error {
 	return errors.Join(m.outcome, server.Shutdown(last))
 }
 
-// watch returns why the sandbox ended.
-func (m *monitor) watch(ctx context.Context) string {
+// watchAll is watch, with what it needs while it does.
+func (m *monitor) watchAll(ctx context.Context) string {
+	limits, cancel := context.WithCancel(ctx)
+	defer cancel()
+	if span := m.record.Spec.IdleTimeout; span > 0 {
+		m.background.Go(func() { watchIdle(limits, span, m.busyness(), m.idle) })
+	}
+	return m.watch(ctx, limits)
+}
+
+// watch returns why the sandbox ended. What is done about its limits ends with
+// limits.
+func (m *monitor) watch(ctx, limits context.Context) string {
 	var pause pause
 	dead, again := m.gate.Done(), (<-chan time.Time)(nil)
+	acting, acted := "", make(chan error, 1)
 	for {
+		reached := ""
 		select {
 		case <-m.vm.Done():
 			return m.vm.Exit().Reason
@@ -175,6 +205,18 @@ func (m *monitor) watch(ctx context.Context) string {
 		case <-again:
 			m.replaceGate()
 			dead = m.gate.Done()
+		case <-m.limit.over:
+			if span, passed := m.limit.passed(); passed {
+				reached = fmt.Sprintf("timeout: its limit of %s has passed", span)
+			}
+		case <-m.idle:
+			reached = fmt.Sprintf("timeout: it was idle for %s", m.record.Spec.IdleTimeout)
+		case err := <-acted:
+			if reason, stop := m.expired(acting, err); stop {
+				m.shutDown(DefaultGrace)
+				return reason
+			}
+			acting = ""
 		case grace := <-m.stop:
 			m.shutDown(grace)
 			return "stopped"
@@ -182,6 +224,13 @@ func (m *monitor) watch(ctx context.Context) string {
 			m.shutDown(DefaultGrace)
 			return "stopped: " + context.Cause(ctx).Error()
 		}
+		if reached == "" || acting != "" {
+			continue
+		}
+		if m.expire(limits, reached, acted) {
+			return reached
+		}
+		acting = reached
 	}
 }
 
@@ -297,17 +346,25 @@ func (m *monitor) endsAnyway() bool {
 // end takes back all that the sandbox has on the host and writes how it
 // ended.
 func (m *monitor) end(reason string) error {
+	m.limit.end()
 	err := fault.After("end: undone", m.undo.Run())
 	m.background.Wait()
 	if err == nil && m.ephemeral() {
-		return fault.After("end: deleted", m.layout.Delete(m.id))
+		m.emit(api.EventVMStop, because(reason))
+		if err := fault.After("end: deleted", m.layout.Delete(m.id)); err != nil {
+			return err
+		}
+		m.emit(api.EventVMRemove, nil)
+		return nil
 	}
 	m.standing.Lock()
 	defer m.standing.Unlock()
-	return errors.Join(err, m.save(func(r *store.Record) {
+	saveErr := m.save(func(r *store.Record) {
 		r.Status, r.Reason, r.StoppedAt = api.StatusStopped, reason, time.Now().UTC()
+		r.TimeoutAt, r.TimeoutLeft = time.Time{}, 0
 		if m.left != nil {
 			r.Status, r.Reason, r.Saved = api.StatusPaused, "its memory is on the disk", m.left
+			r.TimeoutLeft = m.limit.remaining()
 		}
 		if err != nil {
 			r.Status = api.StatusError
@@ -315,7 +372,9 @@ func (m *monitor) end(reason string) error {
 			return
 		}
 		r.Host = store.Host{}
-	}))
+	})
+	m.emitEnd()
+	return errors.Join(err, saveErr)
 }
 
 func (m *monitor) ephemeral() bool {

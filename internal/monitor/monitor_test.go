@@ -78,7 +78,7 @@ func newTestMonitor(t *testing.T, driver *fake.Driver, change func(*store.Record
 	if err := layout.Save(record); err != nil {
 		t.Fatal(err)
 	}
-	m, err := newMonitor(layout, testID, func(store.Layout, store.Spec) (vmm.Driver, error) { return driver, nil })
+	m, err := newMonitor(layout, testID, Helpers{Driver: func(store.Layout, store.Spec) (vmm.Driver, error) { return driver, nil }})
 	if err != nil {
 		t.Fatal(err)
 	}

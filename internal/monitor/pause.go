@@ -31,7 +31,10 @@ func (m *monitor) setStatus(s api.Status, reason string) error {
 }
 
 // Pause implements control.Monitor.
-func (m *monitor) Pause(ctx context.Context) error {
+func (m *monitor) Pause(ctx context.Context) error { return m.pause(ctx, "") }
+
+// pause is Pause, and says why.
+func (m *monitor) pause(ctx context.Context, reason string) error {
 	m.standing.Lock()
 	defer m.standing.Unlock()
 	if m.status() == api.StatusPaused {
@@ -40,7 +43,12 @@ func (m *monitor) Pause(ctx context.Context) error {
 	if err := fault.After("pause: stands", m.vm.Pause(ctx)); err != nil {
 		return fmt.Errorf("pause %s: %w", m.id, err)
 	}
-	return m.setStatus(api.StatusPaused, "")
+	if err := m.setStatus(api.StatusPaused, reason); err != nil {
+		return err
+	}
+	m.limit.stand()
+	m.emit(api.EventVMPause, because(reason))
+	return nil
 }
 
 // Resume implements control.Monitor. The guest's clock stood still; it is told
@@ -60,6 +68,8 @@ func (m *monitor) Resume(ctx context.Context) error {
 	if err := m.setStatus(api.StatusRunning, ""); err != nil {
 		return err
 	}
+	m.limit.resume()
+	m.emit(api.EventVMResume, nil)
 	if err := m.tellGuest(ctx, gate.Order{SetTime: true}); err != nil {
 		return fmt.Errorf("set the guest's clock: %w", err)
 	}
@@ -165,6 +175,7 @@ func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer cont
 		return answer, err
 	case err == nil && to.Stand:
 		answer.Paused = time.Since(began)
+		m.limit.stand()
 		return answer, m.setStatus(api.StatusPaused, "it was saved, and was to be stopped")
 	}
 	// Whatever became of it, and whoever still waits for it, the source goes on.

@@ -227,6 +227,27 @@ func (n *Network) SetBandwidth(b policy.Bandwidth) error {
 	})
 }
 
+// Bytes is how much has passed between the guest and its network, in both
+// directions.
+func (n *Network) Bytes() (total uint64, err error) {
+	err = n.ns.Do(func() error {
+		links, err := openLinks()
+		if err != nil {
+			return err
+		}
+		defer links.close()
+		tap, err := links.LinkByName(tapName)
+		if err != nil {
+			return fmt.Errorf("find %s: %w", tapName, err)
+		}
+		if s := tap.Attrs().Statistics; s != nil {
+			total = s.RxBytes + s.TxBytes
+		}
+		return nil
+	})
+	return total, err
+}
+
 // Open lets the guest reach addresses of an allowed domain, through the
 // proxy, for ttl from now on. More than 65,536 at a time is an error.
 func (n *Network) Open(addresses []netip.Addr, ttl time.Duration) error {

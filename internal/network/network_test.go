@@ -6,7 +6,10 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/vmsan/vmsan/internal/policy"
+	"github.com/vmsan/vmsan/internal/testenv/lab"
 )
 
 // await waits until ok, which it must be in a few seconds.
@@ -51,4 +54,27 @@ func awaitGone(t testing.TB, slot int) {
 		}
 		return gone
 	}, func() string { return "" })
+}
+
+// What passes the tap is counted, in both directions.
+func TestBytes(t *testing.T) {
+	inLab(t)
+	n := create(t, Config{Slot: 31})
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+		awaitGone(t, 31)
+	})
+	g := newGuest(t, n)
+	before, err := n.Bytes()
+	if err != nil {
+		t.Fatal(err)
+	}
+	frame := packet(Guest.Addr(), one, unix.IPPROTO_UDP, udp(lab.EchoPort))
+	g.echo(one)
+	after, err := n.Bytes()
+	if want := 2 * uint64(len(frame)); err != nil || after-before < want {
+		t.Errorf("%d bytes passed, %v; want %d at least", after-before, err, want)
+	}
 }

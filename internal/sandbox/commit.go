@@ -60,7 +60,7 @@ func (s *Service) CommitImage(ctx context.Context, ref string, o CommitOptions) 
 		source += ": " + o.Message
 	}
 	img, err = s.images().Commit(ctx, base.Digest, disk.file, image.Meta{Name: o.Name, Source: source, Config: config})
-	if err != nil {
+	if img, err = s.made(api.EventImageCommit, o.Name, img, err); err != nil {
 		return img, pause, fmt.Errorf("commit %s: %w", r.ID, err)
 	}
 	return img, pause, nil

@@ -62,6 +62,7 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 	}
 	defer lock.Release()
 	err = fault.After("create: allocated", nil)
+	s.emitOf(record, api.EventVMCreate, func(e *api.Event) { e.Image, e.ImageDigest = record.Spec.ImageName, record.Spec.Image })
 	record.Trace = append(record.Trace, stage("allocate", began, ""))
 	warn := s.watchFirewall(record.Spec)
 	// From here on the record keeps the image, which nothing did before.
@@ -92,7 +93,7 @@ func (s *Service) discard(id string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(s.takeBack(record), s.layout.Delete(id))
+	return errors.Join(s.takeBack(record), s.forget(record))
 }
 
 // plan makes the record of what o asks for on this host.
@@ -105,7 +106,7 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 		Env: o.Env, Workdir: o.Workdir, User: o.User, Volumes: o.Volumes,
 		Network: o.Network, Policy: o.Policy, Publications: o.Publications, Resolvers: o.Resolvers, Bandwidth: o.Bandwidth,
 		Pool: ready.Pool, RequireKVM: o.RequireKVM, Overcommit: o.Overcommit, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup, NoPIDs: o.NoPIDs,
-		BootTimeout: o.BootTimeout,
+		BootTimeout: o.BootTimeout, Timeout: o.Timeout, IdleTimeout: o.IdleTimeout, OnTimeout: o.OnTimeout,
 	}
 	if o.Snapshot != "" {
 		return s.planSnapshot(ctx, o, spec)

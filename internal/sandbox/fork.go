@@ -56,6 +56,11 @@ func (s *Service) Fork(ctx context.Context, ref string, count int, prefix string
 	if err != nil {
 		return nil, answer.Paused, fmt.Errorf("fork %s: %w", r.ID, err)
 	}
+	s.emitOf(r, api.EventVMFork, func(e *api.Event) {
+		for _, fork := range forks {
+			e.Copies = append(e.Copies, fork.ID)
+		}
+	})
 	return forks, answer.Paused, nil
 }
 

@@ -52,6 +52,19 @@ func (s *Service) Image(ref string) (image.Image, error) {
 // ImportImage imports what is in the file or directory at path, or if that is
 // "-" in stdin.
 func (s *Service) ImportImage(ctx context.Context, path string, stdin io.Reader, o image.ImportOptions) (image.Image, error) {
+	img, err := s.importImage(ctx, path, stdin, o)
+	return s.made(api.EventImageImport, o.Name, img, err)
+}
+
+// made tells of an image that was made, or got another name, if it was.
+func (s *Service) made(how api.EventType, name string, img image.Image, err error) (image.Image, error) {
+	if err == nil {
+		s.emit(api.Event{Type: how, Image: name, ImageDigest: img.Digest})
+	}
+	return img, err
+}
+
+func (s *Service) importImage(ctx context.Context, path string, stdin io.Reader, o image.ImportOptions) (image.Image, error) {
 	if path == "-" {
 		return s.images().Import(ctx, stdin, o)
 	}
@@ -83,17 +96,20 @@ func unreadable(path string, err error) error {
 
 // BuildDebianImage makes an image of Debian packages.
 func (s *Service) BuildDebianImage(ctx context.Context, o image.DebianOptions) (image.Image, error) {
-	return s.images().BuildDebian(ctx, o)
+	img, err := s.images().BuildDebian(ctx, o)
+	return s.made(api.EventImageBuild, o.Name, img, err)
 }
 
 // ExportImage writes an image as an OCI image layout.
 func (s *Service) ExportImage(ctx context.Context, ref string, w io.Writer) (image.Image, error) {
-	return s.images().Export(ctx, ref, w)
+	img, err := s.images().Export(ctx, ref, w)
+	return s.made(api.EventImageExport, ref, img, err)
 }
 
 // TagImage gives an image another name.
 func (s *Service) TagImage(ctx context.Context, ref, name string) (image.Image, error) {
-	return s.images().Tag(ctx, ref, name)
+	img, err := s.images().Tag(ctx, ref, name)
+	return s.made(api.EventImageTag, name, img, err)
 }
 
 // RemoveImage takes a name off an image, or removes the image; see
@@ -105,6 +121,9 @@ func (s *Service) RemoveImage(ctx context.Context, ref string) (image.Removed, e
 
 // afterRemoval removes the templates of an image that was removed.
 func (s *Service) afterRemoval(ctx context.Context, removed image.Removed, err error) error {
+	if err == nil && (removed.Digest != "" || len(removed.Names) > 0) {
+		s.emit(api.Event{Type: api.EventImageRemove, Image: strings.Join(removed.Names, ", "), ImageDigest: removed.Digest})
+	}
 	if err != nil || removed.Digest == "" {
 		return err
 	}

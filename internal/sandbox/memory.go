@@ -26,5 +26,6 @@ func (s *Service) ResizeMemory(ctx context.Context, ref string, mib int) (*store
 	if err := s.ask(r, func(m *control.Client) error { return m.SetMemory(ctx, mib) }); err != nil {
 		return nil, fmt.Errorf("resize memory of %s: %w", r.ID, err)
 	}
+	s.emitOf(r, api.EventVMResize, func(e *api.Event) { e.MemoryMiB = mib })
 	return s.layout.Load(r.ID)
 }

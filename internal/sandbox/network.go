@@ -328,6 +328,7 @@ func (s *Service) SetPolicy(ctx context.Context, ref string, change PolicyChange
 	if killed, err = s.setPolicy(ctx, r, next, kill); err != nil {
 		return nil, previous, 0, fmt.Errorf("change network of %s: %w", r.ID, err)
 	}
+	s.emitOf(r, api.EventVMPolicy, func(e *api.Event) { e.Policy = string(next.Mode) })
 	r, err = s.layout.Load(r.ID)
 	return r, previous, killed, err
 }

@@ -59,6 +59,9 @@ type CreateOptions struct {
 	Cold bool
 
 	BootTimeout time.Duration // default 2 minutes
+	Timeout     time.Duration // how long it may run from each start; 0: no limit
+	IdleTimeout time.Duration // how long it may be idle; 0: no limit
+	OnTimeout   string        // then: stop, pause, snapshot, remove; default stop
 	// Ephemeral sandboxes are removed when they stop, and stop when the
 	// caller that holds them dies.
 	Ephemeral bool
@@ -116,6 +119,7 @@ func (o *CreateOptions) complete() error {
 		func() error { return checkChoice("--accel", o.Accelerator, "auto", "kvm", "tcg") },
 		func() error { return o.completeNetwork() },
 		func() error { return CheckBootTimeout(o.BootTimeout) },
+		func() error { return o.checkLimits() },
 		func() error { return o.checkKVM() },
 		func() error { return o.checkFilter() },
 	} {

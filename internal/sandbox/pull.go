@@ -56,7 +56,7 @@ func (s *Service) PullImage(ctx context.Context, reference string, watch PullWat
 		// Whatever came of it, it was ended from outside.
 		return image.Image{}, fmt.Errorf("pull %.200s: %w", reference, ctx.Err())
 	}
-	return img, err
+	return s.made(api.EventImagePull, reference, img, err)
 }
 
 func (s *Service) pull(ctx context.Context, reference string, watch PullWatch) (image.Image, error) {

@@ -79,7 +79,17 @@ func (s *Service) delete(ctx context.Context, id string) error {
 	if err := fault.After("remove: taken back", s.takeBack(record)); err != nil {
 		return err
 	}
-	return s.layout.Delete(id)
+	return s.forget(record)
+}
+
+// forget deletes the files of a sandbox that has nothing else any more. The
+// caller holds the lock.
+func (s *Service) forget(r *store.Record) error {
+	if err := s.layout.Delete(r.ID); err != nil {
+		return err
+	}
+	s.emitOf(r, api.EventVMRemove, nil)
+	return nil
 }
 
 // removeBroken deletes a sandbox whose record nobody can read: what follows
@@ -97,7 +107,7 @@ func (s *Service) removeBroken(id string) error {
 	if err := s.takeBackByID(id); err != nil {
 		return err
 	}
-	return s.layout.Delete(id)
+	return s.forget(&store.Record{ID: id})
 }
 
 // takeBackByID removes everything that follows from a sandbox's id alone,

@@ -24,7 +24,12 @@ func (s *Service) Rename(ctx context.Context, ref, name string) (*store.Record, 
 	if err != nil {
 		return nil, fmt.Errorf("rename %s: %w", record.ID, err)
 	}
-	return s.layout.Load(record.ID)
+	renamed, err := s.layout.Load(record.ID)
+	if err != nil {
+		return nil, err
+	}
+	s.emitOf(renamed, api.EventVMRename, func(e *api.Event) { e.PreviousName = record.Name })
+	return renamed, nil
 }
 
 // renameTime is how long a monitor may take to write a name.

@@ -80,12 +80,14 @@ func (s *Service) stopped(r *store.Record, reason string) error {
 	if err := fault.After("repair: taken back", s.takeBack(r)); err != nil {
 		return fmt.Errorf("clean up after %s: %w", r.ID, err)
 	}
+	s.emitOf(r, api.EventVMStop, because(reason))
 	if r.Ephemeral || r.StartedAt.IsZero() {
-		return s.layout.Delete(r.ID)
+		return s.forget(r)
 	}
 	r.Status, r.Reason, r.StoppedAt = api.StatusStopped, reason, time.Now().UTC()
 	// Its disk is not the one that was saved any more.
 	r.Host, r.Saved = store.Host{}, nil
+	r.TimeoutAt, r.TimeoutLeft = time.Time{}, 0
 	return errors.Join(fault.After("repair: recorded", s.layout.Save(r)), s.forgetMemory(r.ID))
 }
 

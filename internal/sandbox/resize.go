@@ -36,6 +36,7 @@ func (s *Service) Resize(ctx context.Context, ref string, bytes int64) (*store.R
 	if err != nil {
 		return nil, fmt.Errorf("resize %s: %w", r.ID, err)
 	}
+	s.emitOf(r, api.EventVMResize, func(e *api.Event) { e.DiskBytes = bytes })
 	return s.layout.Load(r.ID)
 }
 

@@ -65,10 +65,13 @@ func (s *Service) Setup(ctx context.Context, o SetupOptions) (setup.Record, erro
 	if err == nil && o.ReleaseTo != "" {
 		err = s.exportRelease(record, o.ReleaseTo)
 	}
-	if err != nil || o.SkipImage {
-		return record, err
+	if err == nil && !o.SkipImage {
+		err = s.setupTemplate(ctx, o.Progress)
 	}
-	return record, s.setupTemplate(ctx, o.Progress)
+	if err == nil {
+		s.emit(api.Event{Type: api.EventSetup, Image: record.ImageName})
+	}
+	return record, err
 }
 
 // firecrackerProbe is nil where there is no Firecracker to be tried.

@@ -87,6 +87,9 @@ func (s *Service) CreateSnapshot(ctx context.Context, ref, name string, stop boo
 		}
 	}
 	m, pause, err = s.saveAs(ctx, all, r, name, stop)
+	if err == nil {
+		s.emitOf(r, api.EventSnapshotCreate, func(e *api.Event) { e.Snapshot = m.ID })
+	}
 	switch {
 	case stop && err == nil:
 		err = s.stop(ctx, r, 0)
@@ -155,7 +158,11 @@ func (s *Service) Snapshot(ctx context.Context, ref string, verify bool) (snapsh
 // DeleteSnapshot removes the snapshot that ref names. Sandboxes that were made
 // of it do not need it any more.
 func (s *Service) DeleteSnapshot(ctx context.Context, ref string) (id string, err error) {
-	return s.deleteFrom(ctx, s.snapshots(), ref)
+	id, err = s.deleteFrom(ctx, s.snapshots(), ref)
+	if err == nil {
+		s.emit(api.Event{Type: api.EventSnapshotRemove, Snapshot: id})
+	}
+	return id, err
 }
 
 func (s *Service) deleteFrom(ctx context.Context, all snapshot.Store, ref string) (id string, err error) {
@@ -192,7 +199,11 @@ func (s *Service) ExportSnapshot(ctx context.Context, ref string, w io.Writer) (
 	if err != nil {
 		return ref, err
 	}
-	return m.ID, all.Export(ctx, m.ID, w)
+	if err := all.Export(ctx, m.ID, w); err != nil {
+		return m.ID, err
+	}
+	s.emit(api.Event{Type: api.EventSnapshotExport, Snapshot: m.ID})
+	return m.ID, nil
 }
 
 // ImportSnapshot makes a snapshot of an archive.
@@ -201,6 +212,7 @@ func (s *Service) ImportSnapshot(ctx context.Context, r io.Reader, name string) 
 	m, err := all.Import(ctx, r, name)
 	if err == nil {
 		s.trust(all, m.ID)
+		s.emit(api.Event{Type: api.EventSnapshotImport, Snapshot: m.ID})
 	}
 	return m, err
 }
@@ -361,6 +373,7 @@ func (s *Service) Restore(ctx context.Context, ref, snap string) (*store.Record,
 	if err := fault.After("restore: disk replaced", s.replaceOverlay(r)); err != nil {
 		return nil, fmt.Errorf("restore %s: %w", r.ID, err)
 	}
+	s.emitOf(r, api.EventVMRestore, func(e *api.Event) { e.Snapshot = m.ID })
 	return s.startOwned(ctx, r, lock)
 }
 

@@ -99,7 +99,9 @@ func (s *Service) dropTemplate(ctx context.Context, id string) {
 	}
 	if err := s.templates().Delete(ctx, id, nil); err != nil {
 		s.log.Warn("remove template", "template", id, "error", err)
+		return
 	}
+	s.emit(api.Event{Type: api.EventTemplateRemove, Template: id})
 }
 
 // TemplateCommand is the hidden command of the vmsan binary that makes a
@@ -194,12 +196,14 @@ func (s *Service) MakeTemplate(ctx context.Context, spec store.Spec) error {
 	holds, release := context.WithCancel(context.WithoutCancel(ctx))
 	holding := make(chan error, 1)
 	go func() { holding <- s.Hold(holds, r) }()
-	_, _, err = s.saveAs(ctx, s.templates(), r, name, false)
+	m, _, err := s.saveAs(ctx, s.templates(), r, name, false)
 	_, removeErr := s.Remove(context.WithoutCancel(ctx), r.ID, true)
 	release()
 	<-holding
 	if err != nil {
 		err = fmt.Errorf("save: %w", err)
+	} else {
+		s.emit(api.Event{Type: api.EventTemplateCreate, Template: m.ID, Image: spec.ImageName, ImageDigest: spec.Image})
 	}
 	return errors.Join(err, removeErr)
 }
@@ -230,7 +234,11 @@ func (s *Service) Templates() ([]snapshot.Manifest, error) {
 
 // DeleteTemplate removes the template that ref names.
 func (s *Service) DeleteTemplate(ctx context.Context, ref string) (id string, err error) {
-	return s.deleteFrom(ctx, s.templates(), ref)
+	id, err = s.deleteFrom(ctx, s.templates(), ref)
+	if err == nil {
+		s.emit(api.Event{Type: api.EventTemplateRemove, Template: id})
+	}
+	return id, err
 }
 
 // The defaults of PruneTemplates.
@@ -267,6 +275,7 @@ func (s *Service) PruneTemplates(ctx context.Context, age time.Duration, size in
 		if err := s.templates().Delete(ctx, m.ID, func() error { return s.checkUnused(m.ID) }); err != nil {
 			return removed, err
 		}
+		s.emit(api.Event{Type: api.EventTemplateRemove, Template: m.ID})
 		kept -= storedBytes(m)
 		removed = append(removed, m)
 	}

@@ -143,8 +143,12 @@ func (s *Service) ensureVolumes(ctx context.Context, mounts []store.Mount) error
 		return err
 	}
 	for _, m := range mounts {
-		if _, err := s.volumes().Ensure(ctx, m.Volume, DefaultVolume); err != nil {
+		_, made, err := s.volumes().Ensure(ctx, m.Volume, DefaultVolume)
+		if err != nil {
 			return err
+		}
+		if made {
+			s.emit(api.Event{Type: api.EventVolumeCreate, Volume: m.Volume})
 		}
 	}
 	return nil
@@ -191,7 +195,11 @@ func (s *Service) CreateVolume(ctx context.Context, name string, size int64) (vo
 	if err := CheckVolumeName("NAME", name); err != nil {
 		return volume.Volume{}, err
 	}
-	return s.volumes().Create(ctx, name, size)
+	v, err := s.volumes().Create(ctx, name, size)
+	if err == nil {
+		s.emit(api.Event{Type: api.EventVolumeCreate, Volume: name})
+	}
+	return v, err
 }
 
 // Volume returns the volume with that name.
@@ -221,7 +229,11 @@ func (s *Service) VolumeUsers() (map[string][]*store.Record, error) {
 // RemoveVolume removes a volume with all that is in it, unless a sandbox was
 // made with it, or that cannot be told.
 func (s *Service) RemoveVolume(ctx context.Context, name string) (removed string, err error) {
-	return name, s.volumes().Remove(ctx, name, func() error { return s.checkVolumeUnused(name) })
+	if err := s.volumes().Remove(ctx, name, func() error { return s.checkVolumeUnused(name) }); err != nil {
+		return name, err
+	}
+	s.emit(api.Event{Type: api.EventVolumeRemove, Volume: name})
+	return name, nil
 }
 
 func (s *Service) checkVolumeUnused(name string) error {

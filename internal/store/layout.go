@@ -96,6 +96,10 @@ func (l Layout) Reclaimed(id string) Saved {
 	return Saved{Memory: filepath.Join(l.Sandbox(id), "memory"), State: filepath.Join(l.Sandbox(id), "state")}
 }
 
+// Events is the journal's directory: two files for each of its books, and their
+// lock.
+func (l Layout) Events() string { return filepath.Join(l.Dir, "events") }
+
 // Releases holds one directory per release of Firecracker.
 func (l Layout) Releases() string { return filepath.Join(l.Dir, "firecracker") }
 
@@ -141,6 +145,11 @@ func (l Layout) Blank(size int64) string {
 
 // Templates holds vmsan's own snapshots, as Snapshots does the user's.
 func (l Layout) Templates() string { return filepath.Join(l.Dir, "templates") }
+
+// IsTemplate tells whether a saved machine is one of the templates.
+func (l Layout) IsTemplate(saved Saved) bool {
+	return filepath.Dir(filepath.Dir(saved.Memory)) == l.Templates()
+}
 
 // TemplateLog is what the last making of a template had to say.
 func (l Layout) TemplateLog() string { return filepath.Join(l.Dir, "templates.log") }

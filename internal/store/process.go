@@ -12,9 +12,18 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// startField is where proc(5) has a process's start time in /proc/PID/stat,
-// counted from the field after the command's closing parenthesis.
-const startField = 22 - 3
+// Where proc(5) has the CPU time of a process, in user mode and in the kernel,
+// and its start time in /proc/PID/stat, counted from the field after the
+// command's closing parenthesis.
+const (
+	userField   = 14 - 3
+	systemField = 15 - 3
+	startField  = 22 - 3
+)
+
+// tick is the unit of times in /proc, which is the same on every architecture
+// that we know (USER_HZ).
+const tick = time.Second / 100
 
 // ProcessOf names the process pid, or nothing if there is none.
 func ProcessOf(pid int) Process {
@@ -26,15 +35,38 @@ func ProcessOf(pid int) Process {
 }
 
 func startTicks(pid int) (uint64, error) {
+	ticks, err := statFields(pid, startField)
+	return ticks[0], err
+}
+
+// CPUTime is how much time the process that p names has had on CPUs.
+func (p Process) CPUTime() (time.Duration, error) {
+	ticks, err := statFields(p.PID, startField, userField, systemField)
+	if err == nil && ticks[0] != p.StartTicks {
+		err = fmt.Errorf("process %d is another one", p.PID)
+	}
+	if err != nil {
+		return 0, fmt.Errorf("read CPU time of process %d: %w", p.PID, err)
+	}
+	return time.Duration(ticks[1]+ticks[2]) * tick, nil
+}
+
+// statFields reads fields of /proc/PID/stat that are numbers; of three at most.
+func statFields(pid int, wanted ...int) (values [3]uint64, err error) {
 	stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
 	if err != nil {
-		return 0, err
+		return values, err
 	}
 	fields := bytes.Fields(stat[bytes.LastIndexByte(stat, ')')+1:])
-	if len(fields) <= startField {
-		return 0, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+	for i, at := range wanted {
+		if len(fields) <= at {
+			return values, fmt.Errorf("/proc/%d/stat has %d fields", pid, len(fields))
+		}
+		if values[i], err = strconv.ParseUint(string(fields[at]), 10, 64); err != nil {
+			return values, fmt.Errorf("/proc/%d/stat: %w", pid, err)
+		}
 	}
-	return strconv.ParseUint(string(fields[startField]), 10, 64)
+	return values, nil
 }
 
 // Kill kills the process that p names, if it still is that process. The file

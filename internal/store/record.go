@@ -42,6 +42,11 @@ type Record struct {
 	StoppedAt time.Time `json:"stopped_at,omitzero"`
 
 	Spec Spec `json:"spec"`
+	// TimeoutAt is when the time limit passes, by the host's clock, while it
+	// counts, and TimeoutLeft what is left of it while the sandbox is paused,
+	// or less than 0 if it was lifted until the next boot.
+	TimeoutAt   time.Time     `json:"timeout_at,omitzero"`
+	TimeoutLeft time.Duration `json:"timeout_left_ns,omitempty"`
 	// Slot is the sandbox's number, unique in its state directory. Host
 	// user ids are made from it.
 	Slot int `json:"slot"`
@@ -109,7 +114,22 @@ type Spec struct {
 	// that it comes with.
 	Filter      []byte        `json:"seccomp_filter,omitempty"`
 	BootTimeout time.Duration `json:"boot_timeout_ns"`
+
+	// Timeout is how long the sandbox may run, from each start, and IdleTimeout
+	// how long it may be idle. 0: as long as it likes. OnTimeout is what is done
+	// then; empty: it is stopped.
+	Timeout     time.Duration `json:"timeout_ns,omitempty"`
+	IdleTimeout time.Duration `json:"idle_timeout_ns,omitempty"`
+	OnTimeout   string        `json:"on_timeout,omitempty"`
 }
+
+// What is done to a sandbox when a limit of its time has passed.
+const (
+	OnTimeoutStop     = "stop"
+	OnTimeoutPause    = "pause"
+	OnTimeoutSnapshot = "snapshot" // saved and stopped
+	OnTimeoutRemove   = "remove"
+)
 
 // Mount is a volume in a sandbox.
 type Mount struct {

@@ -62,7 +62,7 @@ func (s Store) lock(ctx context.Context) (unlock func(), err error) {
 
 // Create makes an empty volume of size bytes.
 func (s Store) Create(ctx context.Context, name string, size int64) (Volume, error) {
-	v, made, err := s.ensure(ctx, name, size)
+	v, made, err := s.Ensure(ctx, name, size)
 	if err == nil && !made {
 		return v, api.Errorf(api.ErrVolumeExists, "there is a volume %s already", name).WithHint("vmsan volume inspect %s", name)
 	}
@@ -70,12 +70,7 @@ func (s Store) Create(ctx context.Context, name string, size int64) (Volume, err
 }
 
 // Ensure makes a volume unless it is there, of whatever size.
-func (s Store) Ensure(ctx context.Context, name string, size int64) (Volume, error) {
-	v, _, err := s.ensure(ctx, name, size)
-	return v, err
-}
-
-func (s Store) ensure(ctx context.Context, name string, size int64) (v Volume, made bool, err error) {
+func (s Store) Ensure(ctx context.Context, name string, size int64) (v Volume, made bool, err error) {
 	unlock, err := s.lock(ctx)
 	if err != nil {
 		return v, false, fmt.Errorf("make volume %s: %w", name, err)

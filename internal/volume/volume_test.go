@@ -10,6 +10,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -102,8 +103,8 @@ func TestLifeOfVolume(t *testing.T) {
 	create(t, s, "data")
 	_, err := s.Create(t.Context(), "data", size)
 	wantCode(t, err, api.ErrVolumeExists)
-	v, err := s.Ensure(t.Context(), "data", 2*size)
-	if err != nil || v.Name != "data" || v.Size != size || v.Used <= 0 || v.Used > size || time.Since(v.CreatedAt) > time.Minute {
+	v, made, err := s.Ensure(t.Context(), "data", 2*size)
+	if err != nil || made || v.Name != "data" || v.Size != size || v.Used <= 0 || v.Used > size || time.Since(v.CreatedAt) > time.Minute {
 		t.Errorf("got %+v, %v", v, err)
 	}
 	create(t, s, "a.b_c-1")
@@ -142,16 +143,24 @@ func TestNamesThatArePaths(t *testing.T) {
 func TestEnsureAtOnce(t *testing.T) {
 	s := newStore(t)
 	var all sync.WaitGroup
+	var makers atomic.Int32
 	made := make([]Volume, 8)
 	for i := range made {
 		all.Go(func() {
+			var first bool
 			var err error
-			if made[i], err = s.Ensure(t.Context(), "data", size); err != nil {
+			if made[i], first, err = s.Ensure(t.Context(), "data", size); err != nil {
 				t.Error(err)
+			}
+			if first {
+				makers.Add(1)
 			}
 		})
 	}
 	all.Wait()
+	if n := makers.Load(); n != 1 {
+		t.Errorf("%d of them say that they made it", n)
+	}
 	for _, v := range made {
 		if v != made[0] {
 			t.Errorf("got %+v and %+v", made[0], v)

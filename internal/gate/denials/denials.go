@@ -34,6 +34,7 @@ const maxText = 300
 // costs little.
 type Log struct {
 	out     io.Writer
+	denied  func(api.NetworkEvent)
 	wake    chan struct{}
 	closing chan struct{}
 	closed  chan struct{}
@@ -50,10 +51,15 @@ type repeats struct {
 	last time.Time
 }
 
-// New makes a Log of w, to which it writes whole lines.
-func New(w io.Writer) *Log {
+// New makes a Log of w, to which it writes whole lines. denied is called for
+// each of them that is of something that was denied, in their order. Optional.
+func New(w io.Writer, denied func(api.NetworkEvent)) *Log {
+	if denied == nil {
+		denied = func(api.NetworkEvent) {}
+	}
 	l := &Log{
 		out:     w,
+		denied:  denied,
 		wake:    make(chan struct{}, 1),
 		closing: make(chan struct{}),
 		closed:  make(chan struct{}),
@@ -179,6 +185,11 @@ func (l *Log) write(events []api.NetworkEvent) {
 	}
 	if len(lines) > 0 {
 		l.out.Write(lines)
+	}
+	for _, e := range events {
+		if e.Verdict == api.VerdictDenied {
+			l.denied(e)
+		}
 	}
 }
 

@@ -19,6 +19,32 @@ import (
 	"github.com/vmsan/vmsan/internal/testenv"
 )
 
+// Who is to be told of denials hears of those alone, merged as in the log.
+func TestTellsOfDenials(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var p page
+		var told []api.NetworkEvent
+		l := New(&p, func(e api.NetworkEvent) { told = append(told, e) })
+		for range 50 {
+			l.Log(api.NetworkEvent{Verdict: api.VerdictDenied, Kind: api.EventDNS, Name: "no.example"})
+			l.Log(api.NetworkEvent{Verdict: api.VerdictAllowed, Kind: api.EventDNS, Name: "yes.example"})
+		}
+		if err := l.Close(); err != nil {
+			t.Fatal(err)
+		}
+		count := 0
+		for _, e := range told {
+			if e.Verdict != api.VerdictDenied || e.Name != "no.example" {
+				t.Errorf("told of %v", e)
+			}
+			count += e.Count
+		}
+		if count != 50 || len(told) > 2 {
+			t.Errorf("told of %d in %d events", count, len(told))
+		}
+	})
+}
+
 func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 
 // page is what was written.
@@ -60,7 +86,7 @@ func flow(port uint16, count int) api.NetworkEvent {
 func TestEventIsWrittenAtOnceAndItsRepeatsLater(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p page
-		l := New(&p)
+		l := New(&p, nil)
 		defer l.Close()
 		for range 5 {
 			l.Log(flow(443, 0))
@@ -89,7 +115,7 @@ func sameAddr(a, b netip.Addr) bool { return a == b }
 func TestFloodIsCountedInFewLines(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var p page
-		l := New(&p)
+		l := New(&p, nil)
 		const packets, seconds = 10_000, 5
 		for range seconds {
 			for i := range packets {
@@ -124,7 +150,7 @@ func TestFloodIsCountedInFewLines(t *testing.T) {
 
 func TestNothingIsWrittenThatATerminalObeys(t *testing.T) {
 	var p page
-	l := New(&p)
+	l := New(&p, nil)
 	l.Log(api.NetworkEvent{Name: "a\x1b[2Jb\u202e\xffc" + strings.Repeat("x", 1000), Rule: "r\n", Hint: "h\t", Protocol: "\x00"})
 	l.Close()
 	e := p.events(t)[0]
@@ -140,7 +166,7 @@ func TestNothingIsWrittenThatATerminalObeys(t *testing.T) {
 
 func BenchmarkFlood(b *testing.B) {
 	var p page
-	l := New(&p)
+	l := New(&p, nil)
 	defer l.Close()
 	i := 0
 	for b.Loop() {

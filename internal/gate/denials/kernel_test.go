@@ -108,7 +108,7 @@ func TestWatchReadsTheKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	var p page
-	log := New(&p)
+	log := New(&p, nil)
 	var watching sync.WaitGroup
 	watching.Go(func() {
 		if err := log.Watch(socket, names); err != nil {

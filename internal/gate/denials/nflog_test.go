@@ -136,7 +136,7 @@ func (d *datagrams) Read(b []byte) (int, error) {
 
 func TestWatchGoesOnAfterWhatItCannotRead(t *testing.T) {
 	var p page
-	l := New(&p)
+	l := New(&p, nil)
 	lost := iotest.ErrReader(unix.EIO)
 	socket := io.MultiReader(&datagrams{message("policy", toTCP443), []byte("garbage"), message("policy", toUDP53)}, lost)
 	if err := l.Watch(socket, names); err == nil {

@@ -66,6 +66,17 @@ type ResizeRequest struct {
 	Bytes int64 `json:"bytes"`
 }
 
+// ExtendRequest is how long the sandbox may still run; 0 is as long as it
+// likes.
+type ExtendRequest struct {
+	For time.Duration `json:"for_ns"`
+}
+
+// ExtendAnswer is when that is over, zero if it never is or the sandbox stands.
+type ExtendAnswer struct {
+	At time.Time `json:"at,omitzero"`
+}
+
 // LeaveRequest names the files that a machine goes on from. Their paths are
 // absolute.
 type LeaveRequest struct {
@@ -116,6 +127,11 @@ type Monitor interface {
 	SetMemory(ctx context.Context, mib int) error
 	// Metrics returns what the VMM counts.
 	Metrics(ctx context.Context) (json.RawMessage, error)
+	// Extend changes how long the sandbox may still run, and returns when that
+	// is over; see ExtendAnswer.
+	Extend(ctx context.Context, d time.Duration) (at time.Time, err error)
+	// Stay keeps its time limit from passing until ctx ends.
+	Stay(ctx context.Context) error
 	// Hold ends an ephemeral sandbox when ctx ends.
 	Hold(ctx context.Context) error
 }
@@ -149,6 +165,11 @@ func Handler(m Monitor, log *slog.Logger) http.Handler {
 		text, err := m.Metrics(ctx)
 		return MetricsAnswer{text}, err
 	})
+	handle(mux, log, "POST /extend", func(ctx context.Context, r ExtendRequest) (ExtendAnswer, error) {
+		at, err := m.Extend(ctx, r.For)
+		return ExtendAnswer{at}, err
+	})
+	handle(mux, log, "POST /stay", func(ctx context.Context, _ none) (none, error) { return none{}, m.Stay(ctx) })
 	handle(mux, log, "POST /hold", func(ctx context.Context, _ none) (none, error) { return none{}, m.Hold(ctx) })
 	return mux
 }
@@ -245,6 +266,17 @@ func (c *Client) Metrics(ctx context.Context) (json.RawMessage, error) {
 	err := c.post(ctx, "/metrics", none{}, &answer)
 	return answer.Metrics, err
 }
+
+// Extend changes how long the sandbox may still run; see Monitor.
+func (c *Client) Extend(ctx context.Context, d time.Duration) (at time.Time, err error) {
+	var answer ExtendAnswer
+	err = c.post(ctx, "/extend", ExtendRequest{d}, &answer)
+	return answer.At, err
+}
+
+// Stay keeps the sandbox's time limit from passing until ctx ends or the caller
+// dies. It returns when the sandbox has ended.
+func (c *Client) Stay(ctx context.Context) error { return c.post(ctx, "/stay", none{}, &none{}) }
 
 // Hold keeps an ephemeral sandbox alive until ctx ends or the caller dies.
 // It returns when the sandbox has ended.
