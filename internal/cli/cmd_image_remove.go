@@ -71,7 +71,7 @@ func (a *app) runImagePrune(ctx context.Context, all bool) error {
 	removed, err := service.PruneImages(ctx, all)
 	shown := []api.Image{}
 	for _, img := range removed {
-		shown = append(shown, showImage(img, names))
+		shown = append(shown, img.Show(names))
 		if !a.json {
 			fmt.Fprintln(a.stdout, "sha256:"+img.Digest)
 		}

@@ -35,7 +35,7 @@ func (a *app) runInspect(ctx context.Context, refs []string, metrics bool) error
 		if err != nil {
 			return err
 		}
-		vm := show(record)
+		vm := record.Show()
 		if metrics {
 			if vm.Metrics, err = service.Metrics(ctx, record); err != nil {
 				return err

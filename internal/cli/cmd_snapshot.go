@@ -60,7 +60,7 @@ func (a *app) runSnapshotCreate(ctx context.Context, ref, name string, stop bool
 		return err
 	}
 	if a.json {
-		shown := showSnapshot(m)
+		shown := m.Show()
 		shown.PausedMS = milliseconds(pause)
 		a.printJSON(shown)
 		return nil
@@ -96,7 +96,7 @@ func (a *app) listManifests(list func(*sandbox.Service) ([]snapshot.Manifest, er
 	}
 	shown := []api.Snapshot{}
 	for _, m := range manifests {
-		shown = append(shown, showSnapshot(m))
+		shown = append(shown, m.Show())
 	}
 	switch {
 	case a.json:
@@ -132,7 +132,7 @@ func (a *app) snapshotInspectCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a.printJSON(showSnapshot(m))
+			a.printJSON(m.Show())
 			return nil
 		},
 	}
@@ -255,7 +255,7 @@ func (a *app) runSnapshotImport(ctx context.Context, path, name string) error {
 		return err
 	}
 	if a.json {
-		a.printJSON(showSnapshot(m))
+		a.printJSON(m.Show())
 		return nil
 	}
 	fmt.Fprintln(a.stdout, m.ID)
@@ -293,25 +293,10 @@ func (a *app) completeVMThenSnapshot(cmd *cobra.Command, args []string, toComple
 	return a.completeSnapshots(cmd, args, toComplete)
 }
 
-// showSnapshot turns a manifest into what the user sees.
-func showSnapshot(m snapshot.Manifest) api.Snapshot {
-	shown := api.Snapshot{
-		ID: m.ID, Name: m.Name, CreatedAt: m.CreatedAt, Source: m.SourceID, SourceName: m.SourceName,
-		Image: m.ImageName, ImageDigest: m.Image, VCPUs: m.VCPUs, MemoryMiB: m.MemoryMiB, DiskBytes: m.DiskBytes,
-		Driver: m.Host.Driver, VMMVersion: m.Host.VMMVersion, Accelerator: m.Host.Accelerator, CPU: m.Host.CPU,
-		Kernel: m.Host.Kernel, Agent: m.Host.Agent, Policy: m.Policy, Files: map[string]api.SnapshotFile{},
-	}
-	for name, f := range m.Files {
-		shown.Files[name] = api.SnapshotFile{Bytes: f.Size, StoredBytes: f.Stored, Digest: f.Digest}
-		shown.StoredBytes += f.Stored
-	}
-	return shown
-}
-
 func showForks(records []*store.Record, pause time.Duration) api.Forks {
 	forks := api.Forks{PausedMS: milliseconds(pause)}
 	for _, r := range records {
-		forks.VMs = append(forks.VMs, show(r))
+		forks.VMs = append(forks.VMs, r.Show())
 	}
 	return forks
 }

@@ -67,7 +67,7 @@ func (a *app) runTemplatePrune(ctx context.Context, age, size string) error {
 	}
 	shown := []api.Snapshot{}
 	for _, m := range removed {
-		shown = append(shown, showSnapshot(m))
+		shown = append(shown, m.Show())
 		a.say("removed %s", m.ID)
 	}
 	if a.json {
