@@ -150,9 +150,6 @@ func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []str
 	if f.trace && !a.json {
 		a.printTrace(record.Trace)
 	}
-	// The monitor ends the sandbox when this connection breaks, whatever
-	// becomes of us.
-	go service.Hold(context.WithoutCancel(ctx), record)
 	return removed(ctx, service, record, (<-performed).report(ctx, a, service, record))
 }
 
@@ -171,7 +168,6 @@ func (a *app) runOnTerminal(ctx context.Context, service *sandbox.Service, f cre
 	if f.trace {
 		a.printTrace(record.Trace)
 	}
-	go service.Hold(context.WithoutCancel(ctx), record)
 	return removed(ctx, service, record, a.executeOnTerminal(ctx, service, record, command, e))
 }
 

@@ -16,6 +16,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -83,6 +84,9 @@ type monitor struct {
 	holdOnce sync.Once          // closes held
 	finished chan struct{}      // closed when everything is undone
 	outcome  error              // of the end; read after finished
+	removed  bool               // with the end; read after finished
+	before   store.Record       // from before the end; read after finished
+	asked    atomic.Int32       // commands that wait for the end that they asked for
 }
 
 // Main runs the monitor of the sandbox id until the sandbox has ended, or
@@ -111,7 +115,11 @@ func Main(ctx context.Context, layout store.Layout, id string, withFirst bool, d
 	}
 	// Bringing a machine up takes memory that waiting for its end does not.
 	debug.FreeOSMemory()
-	return m.wait(ctx)
+	err = m.wait(ctx)
+	// Hooks may want to start the sandbox again.
+	lock.Release()
+	m.tellHooks(ctx)
+	return err
 }
 
 func newMonitor(layout store.Layout, id string, driver func(store.Layout, store.Spec) (vmm.Driver, error)) (*monitor, error) {
@@ -152,6 +160,9 @@ func (m *monitor) wait(ctx context.Context) error {
 		go m.awaitHold()
 	}
 	reason := m.watch(ctx)
+	m.mu.Lock()
+	m.before = *m.record
+	m.mu.Unlock()
 	m.outcome = m.end(reason)
 	close(m.finished)
 	// Whoever waits for the end gets the answer before the process is gone.
@@ -299,6 +310,7 @@ func (m *monitor) end(reason string) error {
 	err := m.undo.Run()
 	m.background.Wait()
 	if err == nil && m.ephemeral() {
+		m.removed = true
 		return m.layout.Delete(m.id)
 	}
 	m.standing.Lock()
@@ -325,7 +337,7 @@ func (m *monitor) ephemeral() bool {
 
 // serve answers on the control socket, which bring-up has opened.
 func (m *monitor) serve() *http.Server {
-	server := &http.Server{Handler: control.Handler(m, m.log), ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
+	server := &http.Server{Handler: control.Handler(commands{m}, m.log), ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
 	go server.Serve(m.controlListener)
 	return server
 }

@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/disk"
+	"github.com/vmsan/vmsan/internal/hooks"
 	"github.com/vmsan/vmsan/internal/setup"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/vmm/firecracker"
@@ -48,8 +49,8 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (*store.Record, e
 	return created, nil
 }
 
-// bring makes a sandbox of a record, and starts it. first is the caller's. If
-// it fails nothing is left.
+// bring makes a sandbox of a record, and starts it. first is the caller's. One
+// that is ephemeral is held. If it fails nothing is left.
 func (s *Service) bring(ctx context.Context, record *store.Record, first *os.File) (*store.Record, error) {
 	began := time.Now()
 	lock, err := s.layout.Allocate(ctx, record, slotUsable(record.Spec))
@@ -59,8 +60,12 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 	defer lock.Release()
 	record.Trace = append(record.Trace, stage("allocate", began, ""))
 	warn := s.watchFirewall(record.Spec)
-	// From here on the record keeps the image, which nothing did before.
-	_, err = s.images().CheckSettled(ctx, record.Spec.Image)
+	hooked, launched := s.hooked(record), false
+	err = hooked.Before(ctx, hooks.Of(api.HookBeforeCreate, record))
+	if err == nil {
+		// From here on the record keeps the image, which nothing did before.
+		_, err = s.images().CheckSettled(ctx, record.Spec.Image)
+	}
 	if err == nil {
 		err = s.ensureVolumes(ctx, record.Spec.Volumes)
 	}
@@ -68,13 +73,26 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 		err = s.prepare(ctx, record)
 	}
 	if err == nil {
+		launched = true
 		err = s.launch(ctx, record, lock, first)
 	}
 	if err != nil {
-		return nil, errors.Join(err, s.discard(record.ID))
+		err = errors.Join(err, s.discard(record.ID))
+		hooked.After(ctx, hooks.Failed("create", record, launched, err)...)
+		return nil, err
+	}
+	if record.Ephemeral && !record.Internal {
+		// The monitor ends it when this connection breaks, whatever becomes of
+		// us; it does not wait for hooks to be done.
+		go s.Hold(context.WithoutCancel(ctx), record)
 	}
 	warn()
-	return s.layout.Load(record.ID)
+	created, err := s.layout.Load(record.ID)
+	if err != nil {
+		return nil, err
+	}
+	hooked.After(ctx, hooks.CameUp(api.HookAfterCreate, api.StatusCreating, created)...)
+	return created, nil
 }
 
 // discard removes a sandbox that did not come up, and what a monitor that was

@@ -21,9 +21,9 @@ func (s *Service) launch(ctx context.Context, r *store.Record, lock *store.Lock,
 	if err := s.endDeadHolders(ctx, r); err != nil {
 		return err
 	}
-	self, err := os.Executable()
+	program, err := s.program()
 	if err != nil {
-		return fmt.Errorf("find own binary: %w", err)
+		return err
 	}
 	report, theirs, err := os.Pipe()
 	if err != nil {
@@ -42,7 +42,7 @@ func (s *Service) launch(ctx context.Context, r *store.Record, lock *store.Lock,
 		log.Close()
 		return err
 	}
-	cmd := exec.Command(self, monitor.Command, r.ID, s.layout.Dir)
+	cmd := exec.Command(program, monitor.Command, r.ID, s.layout.Dir)
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), "GOGC=50")
 	cmd.Stderr = log

@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/hooks"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/policy"
@@ -328,7 +329,9 @@ func (s *Service) SetPolicy(ctx context.Context, ref string, change PolicyChange
 	if killed, err = s.setPolicy(ctx, r, next, kill); err != nil {
 		return nil, previous, 0, fmt.Errorf("change network of %s: %w", r.ID, err)
 	}
-	r, err = s.layout.Load(r.ID)
+	if r, err = s.layout.Load(r.ID); err == nil {
+		s.hooked(r).After(ctx, hooks.PolicyChange(store.ShowPolicy(previous), r))
+	}
 	return r, previous, killed, err
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/hooks"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/store"
 )
@@ -20,11 +21,16 @@ func (s *Service) Rename(ctx context.Context, ref, name string) (*store.Record, 
 	if err != nil {
 		return nil, err
 	}
+	old := record.Name
 	err = s.layout.WithName(ctx, record.ID, name, func() error { return s.rename(ctx, record, name) })
 	if err != nil {
 		return nil, fmt.Errorf("rename %s: %w", record.ID, err)
 	}
-	return s.layout.Load(record.ID)
+	renamed, err := s.layout.Load(record.ID)
+	if err == nil {
+		s.hooked(renamed).After(ctx, hooks.Changed("name", old, name, renamed))
+	}
+	return renamed, err
 }
 
 // renameTime is how long a monitor may take to write a name.

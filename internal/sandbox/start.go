@@ -6,6 +6,7 @@ import (
 	"fmt"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/hooks"
 	"github.com/vmsan/vmsan/internal/store"
 )
 
@@ -23,20 +24,38 @@ func (s *Service) Start(ctx context.Context, ref string) (*store.Record, error) 
 
 // startOwned starts a sandbox whose lock the caller holds.
 func (s *Service) startOwned(ctx context.Context, record *store.Record, lock *store.Lock) (*store.Record, error) {
+	hooked, before := s.hooked(record), record.Status
+	err := hooked.Before(ctx, hooks.Of(api.HookBeforeStart, record))
+	if err != nil {
+		err = fmt.Errorf("start %s: %w", record.ID, err)
+	} else {
+		err = s.startHooked(ctx, record, lock)
+	}
+	if err != nil {
+		hooked.After(ctx, hooks.Failed("start", record, record.Status == api.StatusCreating, err)...)
+		return nil, err
+	}
+	started, err := s.layout.Load(record.ID)
+	if err != nil {
+		return nil, err
+	}
+	hooked.After(ctx, hooks.CameUp(api.HookAfterStart, before, started)...)
+	return started, nil
+}
+
+// startHooked is startOwned without its hooks.
+func (s *Service) startHooked(ctx context.Context, record *store.Record, lock *store.Lock) error {
 	record.Status, record.Reason, record.Trace = api.StatusCreating, "", nil
 	if record.Saved == nil {
 		record.Spec.Release, record.Spec.MemoryLeftMiB = s.release(record.Spec.Driver), 0
 	}
 	if err := s.layout.Save(record); err != nil {
-		return nil, err
+		return err
 	}
 	if err := s.launch(ctx, record, lock, nil); err != nil {
-		return nil, errors.Join(fmt.Errorf("start %s: %w", record.ID, err), s.abandon(record.ID))
+		return errors.Join(fmt.Errorf("start %s: %w", record.ID, err), s.abandon(record.ID))
 	}
-	if err := s.forgetMemory(record.ID); err != nil {
-		return nil, err
-	}
-	return s.layout.Load(record.ID)
+	return s.forgetMemory(record.ID)
 }
 
 // forgetMemory removes the memory that a sandbox gave back to the host. A VMM

@@ -121,7 +121,7 @@ func (s *Service) wantTemplate(spec store.Spec) {
 }
 
 func (s *Service) startMaker(spec store.Spec) error {
-	self, err := os.Executable()
+	program, err := s.program()
 	if err != nil {
 		return err
 	}
@@ -137,7 +137,7 @@ func (s *Service) startMaker(spec store.Spec) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(self, TemplateCommand, s.layout.Dir)
+	cmd := exec.Command(program, TemplateCommand, s.layout.Dir)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	read, write, err := os.Pipe()
