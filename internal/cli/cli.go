@@ -65,6 +65,22 @@ func Main(args []string) int {
 	return a.run(ctx, args[1:])
 }
 
+// IsHelper tells whether a program that was started with args is one of the
+// processes behind sandboxes. A program that vmsan is a library of may have
+// commands of the same names, but not with such arguments.
+func IsHelper(args []string) bool {
+	if len(args) < 3 {
+		return false
+	}
+	switch args[1] {
+	case gate.Command, monitor.Command:
+		return store.ValidID(args[2])
+	case sandbox.TemplateCommand:
+		return filepath.IsAbs(args[2])
+	}
+	return false
+}
+
 // runGate and runMonitor are the processes behind a sandbox. They are found
 // before any flag is looked at, so that they start quickly.
 func runGate(args []string) int {
