@@ -38,6 +38,7 @@ func TestScripts(t *testing.T) {
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("PATH", filepath.Dir(h.binary)+":"+os.Getenv("PATH"))
 					env.Setenv("VMSAN_DIR", h.layout.Dir)
+					env.Setenv("VMSAN_CONFIG", "/dev/null")
 					env.Setenv("VMSAN_RUN", h.layout.Run)
 					env.Setenv("FRESH", fresh)
 					env.Setenv("EXAMPLES", examples)

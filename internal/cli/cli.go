@@ -28,8 +28,12 @@ var Version = "dev"
 // app is what the commands share.
 type app struct {
 	dir            string
+	config         string
 	json           bool
 	quiet, verbose bool
+	// sources says where flags that were not typed have their values from, by
+	// the flag's name with dashes.
+	sources map[string]string
 
 	stdin  io.Reader
 	stdout io.Writer
@@ -195,6 +199,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.Flags().BoolVar(&version, "version", false, "print the version")
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.dir, "dir", "", "state `DIRECTORY` (default: $VMSAN_DIR, or /var/lib/vmsan for root and ~/.local/state/vmsan for others)")
+	flags.StringVar(&a.config, "config", "", "config `FILE` (default: $VMSAN_CONFIG, or /etc/vmsan/config.toml for root and ~/.config/vmsan/config.toml for others)")
 	flags.BoolVar(&a.json, "json", false, "print one JSON document on stdout")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "print results only")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done")
@@ -222,7 +227,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		{"Files and ports of a sandbox:", []*cobra.Command{a.cpCommand(), a.uploadCommand(), a.downloadCommand(), a.portForwardCommand()}},
 		{"Images and volumes:", []*cobra.Command{a.imageCommand(), a.volumeCommand()}},
 		{"This program:", []*cobra.Command{
-			a.setupCommand(), a.doctorCommand(), a.gcCommand(), a.dfCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
+			a.setupCommand(), a.doctorCommand(), a.gcCommand(), a.dfCommand(), a.templateCommand(), a.configCommand(), a.explainCommand(), a.versionCommand(), a.completionCommand(root),
 		}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})
@@ -235,11 +240,11 @@ func (a *app) addCommands(root *cobra.Command) {
 }
 
 func (a *app) prepare(cmd *cobra.Command) error {
+	if err := a.applySettings(cmd); err != nil {
+		return err
+	}
 	if cmd.Flags().Changed("dir") && a.dir == "" {
 		return api.Errorf(api.ErrValidationStateDir, "Invalid --dir: it is empty.").WithFlag("--dir")
-	}
-	if a.dir == "" {
-		a.dir = os.Getenv("VMSAN_DIR")
 	}
 	level := slog.LevelWarn
 	switch {

@@ -26,7 +26,8 @@ func (a *app) cpCommand() *cobra.Command {
 			"  vmsan cp web:/var/log/app.log .\n" +
 			"  vmsan cp web:/srv/. other:/srv\n" +
 			"  tar -c . | vmsan cp - web:/srv",
-		Args: arguments(cobra.ExactArgs(2)),
+		Args:              arguments(cobra.ExactArgs(2)),
+		ValidArgsFunction: a.completePath,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			o.Source, o.Destination = sandbox.ParseLocation(args[0]), sandbox.ParseLocation(args[1])
 			if err := a.checkStream(o.Destination); err != nil {

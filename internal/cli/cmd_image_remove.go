@@ -17,7 +17,7 @@ func (a *app) imageRemoveCommand() *cobra.Command {
 		Long: "remove takes a name off its image. An image without a name, or named by its digest, is removed, with its templates,\n" +
 			"unless a sandbox or a snapshot was made of it.",
 		Args:              arguments(cobra.MinimumNArgs(1)),
-		ValidArgsFunction: a.completeImage,
+		ValidArgsFunction: a.completeImages,
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.runImageRemove(cmd.Context(), args) },
 	}
 }

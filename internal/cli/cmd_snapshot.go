@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -122,7 +123,7 @@ func (a *app) snapshotInspectCommand() *cobra.Command {
 		Use:               "inspect SNAPSHOT",
 		Short:             "Print everything about a snapshot, as JSON",
 		Args:              arguments(cobra.ExactArgs(1)),
-		ValidArgsFunction: a.completeSnapshots,
+		ValidArgsFunction: a.completeSnapshot,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			service, err := a.service()
 			if err != nil {
@@ -181,7 +182,7 @@ func (a *app) snapshotExportCommand() *cobra.Command {
 		Use:               "export SNAPSHOT FILE",
 		Short:             "Write a snapshot to one file, or to standard output with -",
 		Args:              arguments(cobra.ExactArgs(2)),
-		ValidArgsFunction: a.completeSnapshots,
+		ValidArgsFunction: a.completeSnapshot,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.runSnapshotExport(cmd.Context(), args[0], args[1])
 		},
@@ -263,32 +264,44 @@ func (a *app) runSnapshotImport(ctx context.Context, path, name string) error {
 }
 
 // completeSnapshots completes arguments that name snapshots.
-func (a *app) completeSnapshots(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if err := a.prepare(cmd); err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	service, err := a.service()
+func (a *app) completeSnapshots(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return a.completeManifests(cmd, args, (*sandbox.Service).Snapshots)
+}
+
+// completeManifests completes snapshots or templates. It makes nothing, as a
+// key press must not.
+func (a *app) completeManifests(cmd *cobra.Command, args []string, list func(*sandbox.Service) ([]snapshot.Manifest, error)) (
+	[]string, cobra.ShellCompDirective) {
+	layout, err := a.layout(cmd)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	manifests, err := service.Snapshots()
+	manifests, err := list(sandbox.At(layout, a.log))
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	var names []string
+	var words []string
 	for _, m := range manifests {
-		name := m.ID
-		if m.Name != "" {
-			name = m.Name
+		for _, word := range []string{m.Name, m.ID} {
+			if word != "" && !slices.Contains(args, word) {
+				words = append(words, word+"\t"+ago(m.CreatedAt))
+			}
 		}
-		names = append(names, name+"\t"+ago(m.CreatedAt))
 	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return words, cobra.ShellCompDirectiveNoFileComp
 }
 
 func (a *app) completeVMThenSnapshot(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 	if len(args) == 0 {
 		return a.completeVM(cmd, args, toComplete)
+	}
+	return a.completeSnapshot(cmd, args[1:], toComplete)
+}
+
+// completeSnapshot completes a first argument that names a snapshot.
+func (a *app) completeSnapshot(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveDefault
 	}
 	return a.completeSnapshots(cmd, args, toComplete)
 }

@@ -74,7 +74,9 @@ func (s *Service) await(ctx context.Context, r *store.Record, cmd *exec.Cmd, rep
 		if err != nil {
 			cmd.Wait()
 		} else {
-			cmd.Process.Release()
+			// A program that lives longer than the sandbox would keep a
+			// zombie of it.
+			go cmd.Wait()
 		}
 		return err
 	case <-ctx.Done():

@@ -154,7 +154,8 @@ func (s *Service) startMaker(spec store.Spec) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	return cmd.Process.Release()
+	go cmd.Wait() // as in await
+	return nil
 }
 
 // templateSpec is spec without all that is the user's.
