@@ -84,7 +84,11 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 	if record.Ephemeral && !record.Internal {
 		// The monitor ends it when this connection breaks, whatever becomes of
 		// us; it does not wait for hooks to be done.
-		go s.Hold(context.WithoutCancel(ctx), record)
+		go func() {
+			if err := s.Hold(context.WithoutCancel(ctx), record); err != nil {
+				s.log.Warn("hold an ephemeral sandbox", "vm", record.ID, "error", err)
+			}
+		}()
 	}
 	warn()
 	created, err := s.layout.Load(record.ID)
