@@ -27,6 +27,7 @@ help:
 	@echo 'make demo    build, set up, and run a command in a microVM (root)'
 	@echo 'make test    all tests, on real machines (root)'
 	@echo 'make check   what needs no machine: format, lint, race, generated files'
+	@echo 'make docs    the pages that are written from tables'
 	@echo 'make bench   speed and size, each beside its floor (root)'
 	@echo 'make load    twenty and two hundred sandboxes at once, and many saves (root)'
 	@echo 'make soak    a hundred cold boots on a busy host (root)'
@@ -63,6 +64,10 @@ test: deps setup
 .PHONY: load
 load: setup
 	$(TESTENV) VMSAN_TEST_LOAD=1 $(GO) test -timeout 30m -count 1 -v -run 'TestTwentyAtOnce|TestTwoHundred|TestCycles|TestKilledWhileSaving' ./e2e
+
+.PHONY: docs
+docs:
+	$(GO) test ./api -run Page -update
 
 .PHONY: check
 check:

@@ -102,6 +102,9 @@ const (
 	ErrSetupKVMUnavailable Code = "ERR_SETUP_KVM_UNAVAILABLE"
 	ErrSetupDownload       Code = "ERR_SETUP_DOWNLOAD"
 
+	ErrHook   Code = "ERR_HOOK"
+	ErrConfig Code = "ERR_CONFIG"
+
 	ErrUnsupported Code = "ERR_UNSUPPORTED"
 	ErrPermission  Code = "ERR_PERMISSION"
 	ErrDiskFull    Code = "ERR_DISK_FULL"
@@ -199,6 +202,9 @@ var Codes = map[Code]Meaning{
 	ErrSetupNoAccelerator:  {KindSetup, "no accelerator could boot the kernel"},
 	ErrSetupKVMUnavailable: {KindUnsupported, "KVM was required and does not work here"},
 	ErrSetupDownload:       {KindSetup, "something that setup needs could not be fetched"},
+
+	ErrHook:   {KindPermission, "a hook on this host refused, failed or took too long"},
+	ErrConfig: {KindUsage, "the config file, or a variable that stands for a flag, cannot be used"},
 
 	ErrUnsupported: {KindUnsupported, "this host or this driver cannot do that"},
 	ErrPermission:  {KindPermission, "the user lacks a right that is needed"},

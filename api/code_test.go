@@ -17,7 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-var update = flag.Bool("update", false, "write docs/exit-codes.md")
+var update = flag.Bool("update", false, "write docs/exit-codes.md and docs/errors.md")
 
 // codesInSource are the constants of type Code in code.go, name to value.
 func codesInSource(t *testing.T) map[string]Code {

@@ -25,6 +25,10 @@ func TestScripts(t *testing.T) {
 	if err != nil || len(scripts) == 0 {
 		t.Fatalf("no scripts: %v", err)
 	}
+	examples, err := filepath.Abs("../examples")
+	if err != nil {
+		t.Fatal(err)
+	}
 	for _, script := range scripts {
 		t.Run(strings.TrimSuffix(filepath.Base(script), ".txtar"), func(t *testing.T) {
 			t.Parallel()
@@ -34,8 +38,10 @@ func TestScripts(t *testing.T) {
 				Setup: func(env *testscript.Env) error {
 					env.Setenv("PATH", filepath.Dir(h.binary)+":"+os.Getenv("PATH"))
 					env.Setenv("VMSAN_DIR", h.layout.Dir)
+					env.Setenv("VMSAN_CONFIG", "/dev/null")
 					env.Setenv("VMSAN_RUN", h.layout.Run)
 					env.Setenv("FRESH", fresh)
+					env.Setenv("EXAMPLES", examples)
 					env.Setenv("VMSAN_TEMPLATES", os.Getenv("VMSAN_TEMPLATES"))
 					env.Setenv("NL", "\n") // scripts are read by the line
 					// Where vmsan keeps what it makes, if ever it looks there.

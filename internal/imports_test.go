@@ -24,6 +24,8 @@ var allowed = []struct {
 	{"api", nil, "clients use it alone"},
 	{"internal/link", nil, "both ends of the link share it, and the agent has to stay small"},
 	{"internal/guest/wire", nil, "both ends of a command's stream share it, and the agent has to stay small"},
+	{"internal/hooks", []string{"api", "internal/network", "internal/store"}, "it is told of records, and does nothing to sandboxes"},
+	{"internal/config", []string{"api"}, "it is a format"},
 	{"internal/cgroup", nil, "it knows processes and limits, not sandboxes"},
 	{"internal/policy", nil, "it is data"},
 	{"internal/network", []string{"internal/network/firewall", "internal/network/netns", "internal/policy", "internal/undo", "internal/fault"}, "it knows devices and rules, not records or machines"},

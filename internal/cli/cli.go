@@ -28,8 +28,12 @@ var Version = "dev"
 // app is what the commands share.
 type app struct {
 	dir            string
+	config         string
 	json           bool
 	quiet, verbose bool
+	// sources says where flags that were not typed have their values from, by
+	// the flag's name with dashes.
+	sources map[string]string
 
 	stdin  io.Reader
 	stdout io.Writer
@@ -63,6 +67,22 @@ func Main(args []string) int {
 	context.AfterFunc(ctx, stop)
 	a := &app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}
 	return a.run(ctx, args[1:])
+}
+
+// IsHelper tells whether a program that was started with args is one of the
+// processes behind sandboxes. A program that vmsan is a library of may have
+// commands of the same names, but not with such arguments.
+func IsHelper(args []string) bool {
+	if len(args) < 3 {
+		return false
+	}
+	switch args[1] {
+	case gate.Command, monitor.Command:
+		return store.ValidID(args[2])
+	case sandbox.TemplateCommand:
+		return filepath.IsAbs(args[2])
+	}
+	return false
 }
 
 // runGate and runMonitor are the processes behind a sandbox. They are found
@@ -179,6 +199,7 @@ func (a *app) rootCommand() *cobra.Command {
 	root.Flags().BoolVar(&version, "version", false, "print the version")
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.dir, "dir", "", "state `DIRECTORY` (default: $VMSAN_DIR, or /var/lib/vmsan for root and ~/.local/state/vmsan for others)")
+	flags.StringVar(&a.config, "config", "", "config `FILE` (default: $VMSAN_CONFIG, or /etc/vmsan/config.toml for root and ~/.config/vmsan/config.toml for others)")
 	flags.BoolVar(&a.json, "json", false, "print one JSON document on stdout")
 	flags.BoolVarP(&a.quiet, "quiet", "q", false, "print results only")
 	flags.BoolVarP(&a.verbose, "verbose", "v", false, "say what is being done")
@@ -206,7 +227,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		{"Files and ports of a sandbox:", []*cobra.Command{a.cpCommand(), a.uploadCommand(), a.downloadCommand(), a.portForwardCommand()}},
 		{"Images and volumes:", []*cobra.Command{a.imageCommand(), a.volumeCommand()}},
 		{"This program:", []*cobra.Command{
-			a.setupCommand(), a.doctorCommand(), a.gcCommand(), a.dfCommand(), a.eventsCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
+			a.setupCommand(), a.doctorCommand(), a.gcCommand(), a.dfCommand(), a.eventsCommand(), a.templateCommand(), a.configCommand(), a.explainCommand(), a.versionCommand(), a.completionCommand(root),
 		}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})
@@ -219,11 +240,11 @@ func (a *app) addCommands(root *cobra.Command) {
 }
 
 func (a *app) prepare(cmd *cobra.Command) error {
+	if err := a.applySettings(cmd); err != nil {
+		return err
+	}
 	if cmd.Flags().Changed("dir") && a.dir == "" {
 		return api.Errorf(api.ErrValidationStateDir, "Invalid --dir: it is empty.").WithFlag("--dir")
-	}
-	if a.dir == "" {
-		a.dir = os.Getenv("VMSAN_DIR")
 	}
 	level := slog.LevelWarn
 	switch {

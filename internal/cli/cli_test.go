@@ -28,6 +28,9 @@ type result struct {
 func vmsan(t *testing.T, dir string, args ...string) result {
 	t.Helper()
 	t.Setenv("VMSAN_DIR", dir)
+	if os.Getenv("VMSAN_CONFIG") == "" {
+		t.Setenv("VMSAN_CONFIG", "/dev/null")
+	}
 	t.Setenv("XDG_RUNTIME_DIR", filepath.Dir(dir))
 	var stdout, stderr bytes.Buffer
 	a := &app{stdin: strings.NewReader(""), stdout: &stdout, stderr: &stderr}
@@ -323,6 +326,54 @@ func TestCompletion(t *testing.T) {
 		if got.stdout != want {
 			t.Errorf("%s: %q, want %q", args, got.stdout, want)
 		}
+	}
+}
+
+// Whatever names something that there is can be completed, and looking makes
+// nothing.
+func TestCompletesNames(t *testing.T) {
+	dir := stateDir(t, "web")
+	names := `{"format": 1, "names": {"debian": "d1", "alpine": "d2"}}`
+	if err := os.WriteFile(filepath.Join(dir, "images.json"), []byte(names), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	a := &app{stdout: &bytes.Buffer{}, stderr: &bytes.Buffer{}}
+	var look func(cmd *cobra.Command)
+	look = func(cmd *cobra.Command) {
+		_, arguments, _ := strings.Cut(cmd.Use, " ")
+		for _, noun := range []string{"VM", "IMAGE", "SNAPSHOT", "VOLUME", "TEMPLATE", "SOURCE", "CODE"} {
+			if strings.Contains(arguments, noun) && cmd.ValidArgsFunction == nil {
+				t.Errorf("%s does not complete %s", cmd.CommandPath(), noun)
+			}
+		}
+		for _, sub := range cmd.Commands() {
+			look(sub)
+		}
+	}
+	look(a.rootCommand())
+	for args, want := range map[string]string{
+		"image rm debian": "alpine\n:4\n",
+		"image inspect":   "alpine\ndebian\n:4\n",
+		"cp":              "web:\tstopped\nvm0000000000:\tstopped\n:2\n",
+		"create --volume": "",
+		"explain":         "ERR_",
+		"volume inspect":  "",
+		"template rm":     ":4\n",
+	} {
+		got := vmsan(t, dir, append(append([]string{"__complete"}, strings.Fields(args)...), "")...)
+		if !strings.HasPrefix(got.stdout, want) {
+			t.Errorf("%s: %q, want %q", args, got.stdout, want)
+		}
+	}
+	if got := vmsan(t, dir, "__complete", "cp", "x", "we"); got.stdout != "web:\tstopped\n:2\n" {
+		t.Errorf("cp x we: %q", got.stdout)
+	}
+	absent := filepath.Join(t.TempDir(), "none")
+	for _, args := range []string{"stop", "snapshot rm", "template rm", "volume rm", "image rm", "cp", "create --snapshot", "create --volume"} {
+		vmsan(t, absent, append(append([]string{"__complete"}, strings.Fields(args)...), "")...)
+	}
+	if _, err := os.Stat(absent); err == nil {
+		t.Error("completing made the state directory")
 	}
 }
 

@@ -93,16 +93,42 @@ func (a *app) completeVMs(cmd *cobra.Command, args []string, _ string) ([]string
 }
 
 // completeImage completes the name of an image.
-func (a *app) completeImage(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
-	layout, err := a.layout(cmd)
-	if err != nil || len(args) > 0 {
+func (a *app) completeImage(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
 		return nil, cobra.ShellCompDirectiveDefault
+	}
+	return a.completeImages(cmd, args, toComplete)
+}
+
+// completeImages completes arguments that all name images.
+func (a *app) completeImages(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	layout, err := a.layout(cmd)
+	if err != nil {
+		return nil, cobra.ShellCompDirectiveError
 	}
 	names, err := image.Store{Layout: layout}.Names()
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
+	maps.DeleteFunc(names, func(name, _ string) bool { return slices.Contains(args, name) })
 	return slices.Sorted(maps.Keys(names)), cobra.ShellCompDirectiveNoFileComp
+}
+
+// completePath completes files of the host, and sandboxes with the colon that
+// is in front of a path in one.
+func (a *app) completePath(cmd *cobra.Command, _ []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	if strings.ContainsAny(toComplete, "/:.") {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	words, directive := a.completeVMs(cmd, nil, toComplete)
+	if directive == cobra.ShellCompDirectiveError {
+		return nil, cobra.ShellCompDirectiveDefault
+	}
+	words = slices.DeleteFunc(words, func(word string) bool { return !strings.HasPrefix(word, toComplete) })
+	for i, word := range words {
+		words[i] = strings.Replace(word, "\t", ":\t", 1)
+	}
+	return words, cobra.ShellCompDirectiveNoSpace
 }
 
 // layout is that of the state directory, for those who only look: completion

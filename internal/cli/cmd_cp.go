@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,9 +26,10 @@ func (a *app) cpCommand() *cobra.Command {
 			"  vmsan cp web:/var/log/app.log .\n" +
 			"  vmsan cp web:/srv/. other:/srv\n" +
 			"  tar -c . | vmsan cp - web:/srv",
-		Args: arguments(cobra.ExactArgs(2)),
+		Args:              arguments(cobra.ExactArgs(2)),
+		ValidArgsFunction: a.completePath,
 		RunE: func(cmd *cobra.Command, args []string) error {
-			o.Source, o.Destination = parseLocation(args[0]), parseLocation(args[1])
+			o.Source, o.Destination = sandbox.ParseLocation(args[0]), sandbox.ParseLocation(args[1])
 			if err := a.checkStream(o.Destination); err != nil {
 				return err
 			}
@@ -96,19 +96,6 @@ func (a *app) checkStream(to sandbox.Location) error {
 		return api.Errorf(api.ErrUsage, "a tar stream is nothing for a terminal").WithHint("vmsan cp VM:PATH - | tar -t")
 	}
 	return nil
-}
-
-// parseLocation tells sandboxes' paths from the host's: the name of a sandbox
-// has no slash.
-func parseLocation(text string) sandbox.Location {
-	vm, path, ok := strings.Cut(text, ":")
-	if !ok || vm == "" || strings.Contains(vm, "/") {
-		return sandbox.Location{Path: text}
-	}
-	if path == "" {
-		path = "~"
-	}
-	return sandbox.Location{VM: vm, Path: path}
 }
 
 func (a *app) runCopies(ctx context.Context, copies []sandbox.CopyOptions) error {

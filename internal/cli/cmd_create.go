@@ -53,7 +53,7 @@ func (a *app) runCreate(ctx context.Context, f createFlags) error {
 		return err
 	}
 	if a.json {
-		a.printJSON(show(record))
+		a.printJSON(record.Show())
 		return nil
 	}
 	fmt.Fprintln(a.stdout, record.ID)

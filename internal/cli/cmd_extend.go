@@ -76,7 +76,7 @@ func (a *app) runExtend(ctx context.Context, ref, text string) error {
 		return err
 	}
 	if a.json {
-		a.printJSON(show(record))
+		a.printJSON(record.Show())
 		return nil
 	}
 	fmt.Fprintln(a.stdout, record.ID)

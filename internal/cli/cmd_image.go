@@ -2,14 +2,11 @@ package cli
 
 import (
 	"fmt"
-	"maps"
-	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
 
 	"github.com/vmsan/vmsan/api"
-	"github.com/vmsan/vmsan/internal/image"
 )
 
 func (a *app) imageCommand() *cobra.Command {
@@ -52,7 +49,7 @@ func (a *app) runImageList() error {
 	}
 	shown := []api.Image{}
 	for _, img := range images {
-		shown = append(shown, showImage(img, names))
+		shown = append(shown, img.Show(names))
 	}
 	switch {
 	case a.json:
@@ -91,7 +88,7 @@ func (a *app) imageInspectCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a.printJSON(showImage(img, names))
+			a.printJSON(img.Show(names))
 			return nil
 		},
 	}
@@ -119,22 +116,8 @@ func (a *app) imageTagCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a.printJSON(showImage(img, names))
+			a.printJSON(img.Show(names))
 			return nil
 		},
 	}
-}
-
-// showImage turns an image into what the user sees.
-func showImage(img image.Image, digests map[string]string) api.Image {
-	shown := api.Image{
-		Digest: img.Digest, Names: []string{}, SizeBytes: img.Size, CreatedAt: img.Created, Source: img.Source,
-		Config: api.ImageConfig(img.Config),
-	}
-	for _, name := range slices.Sorted(maps.Keys(digests)) {
-		if digests[name] == img.Digest {
-			shown.Names = append(shown.Names, name)
-		}
-	}
-	return shown
 }

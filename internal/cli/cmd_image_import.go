@@ -74,7 +74,7 @@ func (a *app) makeImage(bring func(*sandbox.Service) (image.Image, error)) error
 	if err != nil {
 		return err
 	}
-	a.printJSON(showImage(img, names))
+	a.printJSON(img.Show(names))
 	return nil
 }
 

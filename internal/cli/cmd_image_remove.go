@@ -17,7 +17,7 @@ func (a *app) imageRemoveCommand() *cobra.Command {
 		Long: "remove takes a name off its image. An image without a name, or named by its digest, is removed, with its templates,\n" +
 			"unless a sandbox or a snapshot was made of it.",
 		Args:              arguments(cobra.MinimumNArgs(1)),
-		ValidArgsFunction: a.completeImage,
+		ValidArgsFunction: a.completeImages,
 		RunE:              func(cmd *cobra.Command, args []string) error { return a.runImageRemove(cmd.Context(), args) },
 	}
 }
@@ -71,7 +71,7 @@ func (a *app) runImagePrune(ctx context.Context, all bool) error {
 	removed, err := service.PruneImages(ctx, all)
 	shown := []api.Image{}
 	for _, img := range removed {
-		shown = append(shown, showImage(img, names))
+		shown = append(shown, img.Show(names))
 		if !a.json {
 			fmt.Fprintln(a.stdout, "sha256:"+img.Digest)
 		}

@@ -38,7 +38,7 @@ func (a *app) runInspect(ctx context.Context, refs []string, o inspectOptions) e
 		if err != nil {
 			return err
 		}
-		vm := show(record)
+		vm := record.Show()
 		if o.security {
 			held, err := service.Security(record)
 			if err != nil {

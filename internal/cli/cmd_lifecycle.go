@@ -169,7 +169,7 @@ func (a *app) renameCommand() *cobra.Command {
 				return err
 			}
 			if a.json {
-				a.printJSON(show(record))
+				a.printJSON(record.Show())
 			}
 			return nil
 		},

@@ -52,7 +52,7 @@ func (a *app) runList(ctx context.Context, filter sandbox.Filter) error {
 	vms := []api.VM{}
 	var rows [][]string
 	for _, r := range records {
-		vms = append(vms, show(r))
+		vms = append(vms, r.Show())
 		rows = append(rows, []string{
 			r.ID, orDash(r.Name), string(r.Status), ago(r.CreatedAt), r.Spec.ImageName, fmt.Sprint(r.Spec.VCPUs),
 			mebibytes(int64(r.Spec.MemoryMiB)), r.Spec.Driver + "/" + r.Spec.Accelerator, timeLeft(r),

@@ -9,6 +9,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/sandbox"
+	"github.com/vmsan/vmsan/internal/store"
 )
 
 // networkChange are the flags of network, as typed.
@@ -85,7 +86,7 @@ func (a *app) runNetwork(ctx context.Context, ref string, f networkChange) error
 	if err != nil {
 		return err
 	}
-	result := api.NetworkChange{VM: record.ID, Previous: showPolicy(previous), Current: showPolicy(record.Spec.Policy), Killed: killed}
+	result := api.NetworkChange{VM: record.ID, Previous: store.ShowPolicy(previous), Current: store.ShowPolicy(record.Spec.Policy), Killed: killed}
 	if a.json {
 		a.printJSON(result)
 		return nil
@@ -109,7 +110,7 @@ func (a *app) printPolicy(ctx context.Context, service *sandbox.Service, ref str
 	if !record.Spec.Networked() {
 		return api.Errorf(api.ErrUnsupported, "VM %s was created without a network", record.ID).WithVM(record.ID)
 	}
-	p := showPolicy(record.Spec.Policy)
+	p := store.ShowPolicy(record.Spec.Policy)
 	if a.json {
 		a.printJSON(p)
 		return nil

@@ -72,7 +72,7 @@ func (a *app) runRestore(ctx context.Context, ref, snapshot string, trace bool) 
 		return err
 	}
 	if a.json {
-		a.printJSON(show(record))
+		a.printJSON(record.Show())
 		return nil
 	}
 	fmt.Fprintln(a.stdout, record.ID)

@@ -71,7 +71,7 @@ func (a *app) printResized(record *store.Record, err error) error {
 		return err
 	}
 	if a.json {
-		a.printJSON(show(record))
+		a.printJSON(record.Show())
 		return nil
 	}
 	fmt.Fprintln(a.stdout, record.ID)

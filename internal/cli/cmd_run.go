@@ -59,7 +59,11 @@ func splitImage(f *createFlags, args []string, dash int) (command []string, err 
 	if images > 1 {
 		return nil, api.Errorf(api.ErrUsage, "more than one image before --").WithHint("vmsan run IMAGE -- COMMAND")
 	}
-	if images == 1 {
+	if images == 1 && !f.imageTyped {
+		// What was only set gives way.
+		f.options.Image, f.runtime, f.rootfs = args[0], "", ""
+	}
+	if images == 1 && f.imageTyped {
 		if f.runtime != "" {
 			return nil, api.Errorf(api.ErrValidationFlags, "Cannot use --runtime and the image %.80q together", args[0]).
 				WithFlag("--runtime").WithHint("vmsan run --runtime NAME -- COMMAND")
@@ -72,7 +76,6 @@ func splitImage(f *createFlags, args []string, dash int) (command []string, err 
 			return nil, api.Errorf(api.ErrValidationFlags, "Cannot use --rootfs and the image %.80q together", args[0]).
 				WithFlag("--rootfs").WithHint("vmsan run --rootfs FILE -- COMMAND")
 		}
-		f.options.Image = args[0]
 	}
 	command = args[images:]
 	if len(command) == 0 && f.options.Image == "" && f.rootfs == "" && f.runtime == "" {
@@ -154,9 +157,6 @@ func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []str
 	if f.trace && !a.json {
 		a.printTrace(record.Trace)
 	}
-	// The monitor ends the sandbox when this connection breaks, whatever
-	// becomes of us.
-	go service.Hold(context.WithoutCancel(ctx), record)
 	return removed(ctx, service, record, (<-performed).report(ctx, a, service, record))
 }
 
@@ -179,7 +179,6 @@ func (a *app) runOnTerminal(ctx context.Context, service *sandbox.Service, f cre
 	if f.trace {
 		a.printTrace(record.Trace)
 	}
-	go service.Hold(context.WithoutCancel(ctx), record)
 	return removed(ctx, service, record, a.executeOnTerminal(ctx, service, record, command, e))
 }
 

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"time"
 
 	"github.com/google/renameio/v2"
@@ -60,7 +61,7 @@ func (a *app) runSnapshotCreate(ctx context.Context, ref, name string, stop bool
 		return err
 	}
 	if a.json {
-		shown := showSnapshot(m)
+		shown := m.Show()
 		shown.PausedMS = milliseconds(pause)
 		a.printJSON(shown)
 		return nil
@@ -96,7 +97,7 @@ func (a *app) listManifests(list func(*sandbox.Service) ([]snapshot.Manifest, er
 	}
 	shown := []api.Snapshot{}
 	for _, m := range manifests {
-		shown = append(shown, showSnapshot(m))
+		shown = append(shown, m.Show())
 	}
 	switch {
 	case a.json:
@@ -122,7 +123,7 @@ func (a *app) snapshotInspectCommand() *cobra.Command {
 		Use:               "inspect SNAPSHOT",
 		Short:             "Print everything about a snapshot, as JSON",
 		Args:              arguments(cobra.ExactArgs(1)),
-		ValidArgsFunction: a.completeSnapshots,
+		ValidArgsFunction: a.completeSnapshot,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			service, err := a.service()
 			if err != nil {
@@ -132,7 +133,7 @@ func (a *app) snapshotInspectCommand() *cobra.Command {
 			if err != nil {
 				return err
 			}
-			a.printJSON(showSnapshot(m))
+			a.printJSON(m.Show())
 			return nil
 		},
 	}
@@ -181,7 +182,7 @@ func (a *app) snapshotExportCommand() *cobra.Command {
 		Use:               "export SNAPSHOT FILE",
 		Short:             "Write a snapshot to one file, or to standard output with -",
 		Args:              arguments(cobra.ExactArgs(2)),
-		ValidArgsFunction: a.completeSnapshots,
+		ValidArgsFunction: a.completeSnapshot,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.runSnapshotExport(cmd.Context(), args[0], args[1])
 		},
@@ -255,7 +256,7 @@ func (a *app) runSnapshotImport(ctx context.Context, path, name string) error {
 		return err
 	}
 	if a.json {
-		a.printJSON(showSnapshot(m))
+		a.printJSON(m.Show())
 		return nil
 	}
 	fmt.Fprintln(a.stdout, m.ID)
@@ -263,55 +264,52 @@ func (a *app) runSnapshotImport(ctx context.Context, path, name string) error {
 }
 
 // completeSnapshots completes arguments that name snapshots.
-func (a *app) completeSnapshots(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {
-	if err := a.prepare(cmd); err != nil {
-		return nil, cobra.ShellCompDirectiveError
-	}
-	service, err := a.service()
+func (a *app) completeSnapshots(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+	return a.completeManifests(cmd, args, (*sandbox.Service).Snapshots)
+}
+
+// completeManifests completes snapshots or templates. It makes nothing, as a
+// key press must not.
+func (a *app) completeManifests(cmd *cobra.Command, args []string, list func(*sandbox.Service) ([]snapshot.Manifest, error)) (
+	[]string, cobra.ShellCompDirective) {
+	layout, err := a.layout(cmd)
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	manifests, err := service.Snapshots()
+	manifests, err := list(sandbox.At(layout, a.log))
 	if err != nil {
 		return nil, cobra.ShellCompDirectiveError
 	}
-	var names []string
+	var words []string
 	for _, m := range manifests {
-		name := m.ID
-		if m.Name != "" {
-			name = m.Name
+		for _, word := range []string{m.Name, m.ID} {
+			if word != "" && !slices.Contains(args, word) {
+				words = append(words, word+"\t"+ago(m.CreatedAt))
+			}
 		}
-		names = append(names, name+"\t"+ago(m.CreatedAt))
 	}
-	return names, cobra.ShellCompDirectiveNoFileComp
+	return words, cobra.ShellCompDirectiveNoFileComp
 }
 
 func (a *app) completeVMThenSnapshot(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
 	if len(args) == 0 {
 		return a.completeVM(cmd, args, toComplete)
 	}
-	return a.completeSnapshots(cmd, args, toComplete)
+	return a.completeSnapshot(cmd, args[1:], toComplete)
 }
 
-// showSnapshot turns a manifest into what the user sees.
-func showSnapshot(m snapshot.Manifest) api.Snapshot {
-	shown := api.Snapshot{
-		ID: m.ID, Name: m.Name, CreatedAt: m.CreatedAt, Source: m.SourceID, SourceName: m.SourceName,
-		Image: m.ImageName, ImageDigest: m.Image, VCPUs: m.VCPUs, MemoryMiB: m.MemoryMiB, DiskBytes: m.DiskBytes,
-		Driver: m.Host.Driver, VMMVersion: m.Host.VMMVersion, Accelerator: m.Host.Accelerator, CPU: m.Host.CPU,
-		Kernel: m.Host.Kernel, Agent: m.Host.Agent, Policy: m.Policy, Files: map[string]api.SnapshotFile{},
+// completeSnapshot completes a first argument that names a snapshot.
+func (a *app) completeSnapshot(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveDefault
 	}
-	for name, f := range m.Files {
-		shown.Files[name] = api.SnapshotFile{Bytes: f.Size, StoredBytes: f.Stored, Digest: f.Digest}
-		shown.StoredBytes += f.Stored
-	}
-	return shown
+	return a.completeSnapshots(cmd, args, toComplete)
 }
 
 func showForks(records []*store.Record, pause time.Duration) api.Forks {
 	forks := api.Forks{PausedMS: milliseconds(pause)}
 	for _, r := range records {
-		forks.VMs = append(forks.VMs, show(r))
+		forks.VMs = append(forks.VMs, r.Show())
 	}
 	return forks
 }

@@ -26,6 +26,9 @@ func (a *app) templateCommand() *cobra.Command {
 		},
 		&cobra.Command{
 			Use: "remove TEMPLATE...", Aliases: []string{"rm"}, Short: "Remove templates", Args: arguments(cobra.MinimumNArgs(1)),
+			ValidArgsFunction: func(cmd *cobra.Command, args []string, _ string) ([]string, cobra.ShellCompDirective) {
+				return a.completeManifests(cmd, args, (*sandbox.Service).Templates)
+			},
 			RunE: func(cmd *cobra.Command, args []string) error {
 				return a.removeEach(cmd.Context(), args, (*sandbox.Service).DeleteTemplate)
 			},
@@ -67,7 +70,7 @@ func (a *app) runTemplatePrune(ctx context.Context, age, size string) error {
 	}
 	shown := []api.Snapshot{}
 	for _, m := range removed {
-		shown = append(shown, showSnapshot(m))
+		shown = append(shown, m.Show())
 		a.say("removed %s", m.ID)
 	}
 	if a.json {

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/cobra"
@@ -30,7 +31,7 @@ func (a *app) volumeCommand() *cobra.Command {
 		},
 		&cobra.Command{
 			Use: "inspect VOLUME", Short: "Print everything about a volume, as JSON", Args: arguments(cobra.ExactArgs(1)),
-			ValidArgsFunction: a.completeVolumes,
+			ValidArgsFunction: a.completeVolume,
 			RunE:              func(_ *cobra.Command, args []string) error { return a.runVolumeInspect(args[0]) },
 		},
 		&cobra.Command{
@@ -159,7 +160,30 @@ func (a *app) completeVolumes(cmd *cobra.Command, args []string, _ string) ([]st
 	}
 	var names []string
 	for _, v := range volumes {
-		names = append(names, v.Name)
+		if !slices.Contains(args, v.Name) {
+			names = append(names, v.Name)
+		}
 	}
 	return names, cobra.ShellCompDirectiveNoFileComp
+}
+
+// completeVolume completes a first argument that names a volume.
+func (a *app) completeVolume(cmd *cobra.Command, args []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	if len(args) > 0 {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	return a.completeVolumes(cmd, args, toComplete)
+}
+
+// completeMount completes the volume of --volume; where it is to be in the guest
+// nobody knows.
+func (a *app) completeMount(cmd *cobra.Command, _ []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+	if strings.Contains(toComplete, ":") {
+		return nil, cobra.ShellCompDirectiveNoFileComp
+	}
+	names, directive := a.completeVolumes(cmd, nil, toComplete)
+	for i := range names {
+		names[i] += ":/"
+	}
+	return names, directive | cobra.ShellCompDirectiveNoSpace
 }

@@ -23,6 +23,7 @@ type createFlags struct {
 	trace               bool
 	noSetup, noNetns    bool
 	pull                string
+	imageTyped          bool // by one flag or another
 	runtime             string
 }
 
@@ -66,10 +67,15 @@ func (f *createFlags) register(a *app, cmd *cobra.Command) {
 	completeChoice(cmd, "accel", "auto", "kvm", "tcg")
 	completeChoice(cmd, "network", "nat", "none")
 	completeChoice(cmd, "pull", "always", "missing", "never")
+	markSandboxFlags(cmd)
 	cmd.RegisterFlagCompletionFunc("from-image", a.completeImage)
 	cmd.RegisterFlagCompletionFunc("runtime", a.completeRuntime)
 	cmd.RegisterFlagCompletionFunc("image", a.completeImage)
-	cmd.RegisterFlagCompletionFunc("snapshot", a.completeSnapshots)
+	// What is an argument of the command is none of the flag's.
+	cmd.RegisterFlagCompletionFunc("snapshot", func(cmd *cobra.Command, _ []string, toComplete string) ([]string, cobra.ShellCompDirective) {
+		return a.completeSnapshots(cmd, nil, toComplete)
+	})
+	cmd.RegisterFlagCompletionFunc("volume", a.completeMount)
 }
 
 // complete parses what was typed, and checks it.
@@ -80,6 +86,7 @@ func (f *createFlags) complete(cmd *cobra.Command) (err error) {
 			return api.Errorf(emptyCode(flag), "Invalid --%s: it is empty.", flag).WithFlag("--" + flag)
 		}
 	}
+	f.imageTyped = cmd.Flags().Changed("image") || cmd.Flags().Changed("from-image") || cmd.Flags().Changed("runtime") || cmd.Flags().Changed("rootfs")
 	o := &f.options
 	if f.noNetns {
 		return api.Errorf(api.ErrUnsupported, "--no-netns is refused: the firewall that keeps sandboxes apart, and off this host, is in the "+

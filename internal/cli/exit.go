@@ -57,6 +57,7 @@ func (a *app) finish(err error, executes bool) int {
 		return int(printed)
 	}
 	failure := usageError(err)
+	a.blame(failure)
 	a.printError(failure)
 	if errors.Is(err, context.Canceled) {
 		return exitInterrupted
@@ -108,5 +109,8 @@ func (a *app) printError(e *api.Error) {
 	}
 	if e.Hint != "" {
 		fmt.Fprintf(a.stderr, "Hint: %s\n", e.Hint)
+	}
+	if a.verbose {
+		fmt.Fprintf(a.stderr, "More: vmsan explain %s\n", e.Code)
 	}
 }

@@ -3,7 +3,6 @@ package cli
 import (
 	"github.com/spf13/cobra"
 
-	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/policy"
 	"github.com/vmsan/vmsan/internal/sandbox"
 )
@@ -67,20 +66,4 @@ func (f *networkFlags) complete(o *sandbox.CreateOptions) (err error) {
 		o.Bandwidth, err = sandbox.ParseBandwidth(f.bandwidth)
 	}
 	return err
-}
-
-// showPolicy turns a policy into what the user sees.
-func showPolicy(p policy.Policy) api.NetworkPolicy {
-	return api.NetworkPolicy{
-		Policy: string(p.Mode), AllowedDomains: texts(p.AllowedDomains),
-		AllowedCIDRs: texts(p.AllowedCIDRs), DeniedCIDRs: texts(p.DeniedCIDRs),
-	}
-}
-
-// texts are the items of a list as they are typed.
-func texts[T interface{ String() string }](list []T) (all []string) {
-	for _, item := range list {
-		all = append(all, item.String())
-	}
-	return all
 }

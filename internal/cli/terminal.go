@@ -64,6 +64,11 @@ func terminalEnv(env, sandbox map[string]string) map[string]string {
 	if kind := os.Getenv("COLORTERM"); kind != "" {
 		all["COLORTERM"] = kind
 	}
+	if no := os.Getenv("NO_COLOR"); no != "" {
+		// What we say has no colours anyway.
+		all["NO_COLOR"] = no
+		delete(all, "COLORTERM")
+	}
 	for key := range sandbox {
 		delete(all, key)
 	}

@@ -30,6 +30,7 @@ func TestParseDetachKeys(t *testing.T) {
 func TestTerminalEnv(t *testing.T) {
 	t.Setenv("TERM", "dumb")
 	t.Setenv("COLORTERM", "truecolor")
+	t.Setenv("NO_COLOR", "")
 	got := terminalEnv(map[string]string{"A": "1", "LANG": "de_DE"}, map[string]string{"TERM": "vt100"})
 	want := map[string]string{"A": "1", "LANG": "de_DE", "COLORTERM": "truecolor"}
 	if diff := cmp.Diff(want, got); diff != "" {
@@ -38,6 +39,11 @@ func TestTerminalEnv(t *testing.T) {
 	t.Setenv("TERM", "screen")
 	if got := terminalEnv(nil, nil); got["TERM"] != "screen" || got["LANG"] != "C.UTF-8" {
 		t.Errorf("without any: %v", got)
+	}
+	// Who wants no colours wants none of a guest's.
+	t.Setenv("NO_COLOR", "1")
+	if got := terminalEnv(nil, nil); got["NO_COLOR"] != "1" || got["COLORTERM"] != "" {
+		t.Errorf("without colours: %v", got)
 	}
 }
 

@@ -16,6 +16,7 @@ import (
 	"os"
 	"runtime/debug"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -88,6 +89,9 @@ type monitor struct {
 	holdOnce sync.Once          // closes held
 	finished chan struct{}      // closed when everything is undone
 	outcome  error              // of the end; read after finished
+	removed  bool               // with the end; read after finished
+	before   store.Record       // from before the end; read after finished
+	asked    atomic.Int32       // commands that wait for the end that they asked for
 }
 
 // Helpers are what a monitor needs of those who know more than it. All are
@@ -125,7 +129,11 @@ func Main(ctx context.Context, layout store.Layout, id string, withFirst bool, h
 	}
 	// Bringing a machine up takes memory that waiting for its end does not.
 	debug.FreeOSMemory()
-	return m.wait(ctx)
+	err = m.wait(ctx)
+	// Hooks may want to start the sandbox again.
+	lock.Release()
+	m.tellHooks(ctx)
+	return err
 }
 
 func newMonitor(layout store.Layout, id string, helpers Helpers) (*monitor, error) {
@@ -170,6 +178,9 @@ func (m *monitor) wait(ctx context.Context) error {
 		go m.awaitHold()
 	}
 	reason := m.watchAll(ctx)
+	m.mu.Lock()
+	m.before = *m.record
+	m.mu.Unlock()
 	m.outcome = m.end(reason)
 	close(m.finished)
 	// Whoever waits for the end gets the answer before the process is gone.
@@ -351,6 +362,7 @@ func (m *monitor) end(reason string) error {
 	m.background.Wait()
 	if err == nil && m.ephemeral() {
 		m.emit(api.EventVMStop, because(reason))
+		m.removed = true
 		if err := fault.After("end: deleted", m.layout.Delete(m.id)); err != nil {
 			return err
 		}
@@ -385,7 +397,7 @@ func (m *monitor) ephemeral() bool {
 
 // serve answers on the control socket, which bring-up has opened.
 func (m *monitor) serve() *http.Server {
-	server := &http.Server{Handler: control.Handler(m, m.log), ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
+	server := &http.Server{Handler: control.Handler(commands{m}, m.log), ReadHeaderTimeout: 10 * time.Second, MaxHeaderBytes: 16 << 10}
 	go server.Serve(m.controlListener)
 	return server
 }

@@ -72,9 +72,9 @@ func leaseOf(pool netip.Prefix, slot int) (lease, error) {
 // idPrefix begins every id.
 const idPrefix = "vm"
 
-// linkName is the name of a sandbox's device in the host's namespace: 15
+// Device is the name of a sandbox's device in the host's namespace: 15
 // bytes, which is as long as one can be.
-func linkName(id string) string { return firewall.LinkPrefix + id[len(idPrefix):] }
+func Device(id string) string { return firewall.LinkPrefix + id[len(idPrefix):] }
 
 // checkID keeps what is no id from becoming a name of something else.
 func checkID(id string) error {

@@ -64,7 +64,7 @@ func TestLeasesAreApart(t *testing.T) {
 }
 
 func TestLinkName(t *testing.T) {
-	if got := linkName("vmabcdefghij"); got != "vmsanabcdefghij" || len(got) != 15 {
+	if got := Device("vmabcdefghij"); got != "vmsanabcdefghij" || len(got) != 15 {
 		t.Errorf("got %s", got)
 	}
 }

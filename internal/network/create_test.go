@@ -50,7 +50,7 @@ func TestCreateCancelled(t *testing.T) {
 // Create's to remove.
 func TestCreateNameTaken(t *testing.T) {
 	inLab(t)
-	name := linkName(testID(1))
+	name := Device(testID(1))
 	run(t, "ip", "link", "add", name, "type", "veth", "peer", "name", "other")
 	defer run(t, "ip", "link", "del", name)
 	if _, err := Create(t.Context(), Config{ID: testID(1), Pool: testPool}); err == nil {

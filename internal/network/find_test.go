@@ -22,7 +22,7 @@ func TestFind(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer rules.Close()
-	if err := rules.Admit(linkName(testID(3)), admitted); err != nil {
+	if err := rules.Admit(Device(testID(3)), admitted); err != nil {
 		t.Fatal(err)
 	}
 	run(t, "ip", "link", "add", "vmsan-bridge", "type", "veth", "peer", "name", "vmsanother")

@@ -53,7 +53,7 @@ func (h *host) addLink(name string, other *os.File) error {
 
 // connect makes the host's end of a link work.
 func (h *host) connect(c Config, l lease) error {
-	name, p := linkName(c.ID), c.Policy
+	name, p := Device(c.ID), c.Policy
 	if len(p.AllowedCIDRs) > 0 {
 		if err := h.rules.Admit(name, p); err != nil {
 			return err
@@ -68,9 +68,9 @@ func (h *host) connect(c Config, l lease) error {
 // admit replaces what a sandbox may reach of the host.
 func (h *host) admit(id string, p policy.Policy) error {
 	if len(p.AllowedCIDRs) == 0 {
-		return h.rules.Forget(linkName(id))
+		return h.rules.Forget(Device(id))
 	}
-	if err := h.rules.Admit(linkName(id), p); err != nil {
+	if err := h.rules.Admit(Device(id), p); err != nil {
 		return err
 	}
 	return h.forwardReplies(p)
@@ -158,7 +158,7 @@ func DefaultRoute() (string, error) {
 
 // remove removes a sandbox's link and rules, if there are any.
 func (h *host) remove(id string) error {
-	link, err := h.links.LinkByName(linkName(id))
+	link, err := h.links.LinkByName(Device(id))
 	if err == nil {
 		err = h.links.LinkDel(link)
 	}
@@ -167,9 +167,9 @@ func (h *host) remove(id string) error {
 		err = nil
 	}
 	if err != nil {
-		err = fmt.Errorf("remove link %s: %w", linkName(id), err)
+		err = fmt.Errorf("remove link %s: %w", Device(id), err)
 	}
-	return errors.Join(err, h.rules.Forget(linkName(id)))
+	return errors.Join(err, h.rules.Forget(Device(id)))
 }
 
 // CleanUp removes what a process that died has left on the host of the
@@ -193,7 +193,7 @@ func forget(id string) error {
 	if err != nil {
 		return err
 	}
-	return errors.Join(rules.Forget(linkName(id)), rules.Close())
+	return errors.Join(rules.Forget(Device(id)), rules.Close())
 }
 
 // Gone tells whether the host has nothing of the slot's network any more, so

@@ -98,7 +98,7 @@ func Create(ctx context.Context, c Config) (n *Network, err error) {
 	if err := fault.After("network: host's rules made", host.rules.Install()); err != nil {
 		return nil, explainFirewall(err)
 	}
-	if err := host.addLink(linkName(c.ID), n.ns.File()); err != nil {
+	if err := host.addLink(Device(c.ID), n.ns.File()); err != nil {
 		return nil, linkRemedies.explain(err)
 	}
 	taken.Add(func() error { return CleanUp(c.ID) }) // host is closed by then

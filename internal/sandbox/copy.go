@@ -36,6 +36,19 @@ func (l Location) String() string {
 	return l.VM + ":" + l.Path
 }
 
+// ParseLocation tells sandboxes' paths from the host's: the name of a sandbox
+// has no slash.
+func ParseLocation(text string) Location {
+	vm, path, ok := strings.Cut(text, ":")
+	if !ok || vm == "" || strings.Contains(vm, "/") {
+		return Location{Path: text}
+	}
+	if path == "" {
+		path = "~"
+	}
+	return Location{VM: vm, Path: path}
+}
+
 // CopyOptions say what is copied, and how.
 type CopyOptions struct {
 	Source, Destination Location

@@ -11,6 +11,7 @@ import (
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/disk"
 	"github.com/vmsan/vmsan/internal/fault"
+	"github.com/vmsan/vmsan/internal/hooks"
 	"github.com/vmsan/vmsan/internal/setup"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/vmm/firecracker"
@@ -49,8 +50,8 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (*store.Record, e
 	return created, nil
 }
 
-// bring makes a sandbox of a record, and starts it. first is the caller's. If
-// it fails nothing is left.
+// bring makes a sandbox of a record, and starts it. first is the caller's. One
+// that is ephemeral is held. If it fails nothing is left.
 func (s *Service) bring(ctx context.Context, record *store.Record, first *os.File) (*store.Record, error) {
 	if err := s.admit(record.Spec); err != nil {
 		return nil, err
@@ -65,6 +66,10 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 	s.emitOf(record, api.EventVMCreate, func(e *api.Event) { e.Image, e.ImageDigest = record.Spec.ImageName, record.Spec.Image })
 	record.Trace = append(record.Trace, stage("allocate", began, ""))
 	warn := s.watchFirewall(record.Spec)
+	hooked, launched := s.hooked(record), false
+	if err == nil {
+		err = hooked.Before(ctx, hooks.Of(api.HookBeforeCreate, record))
+	}
 	// From here on the record keeps the image, which nothing did before.
 	if err == nil {
 		_, err = s.images().CheckSettled(ctx, record.Spec.Image)
@@ -76,14 +81,31 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 		err = fault.After("create: disk made", s.prepare(ctx, record))
 	}
 	if err == nil {
+		launched = true
 		err = s.launch(ctx, record, lock, first)
 	}
 	if err != nil {
-		return nil, errors.Join(err, s.discard(record.ID))
+		err = errors.Join(err, s.discard(record.ID))
+		hooked.After(ctx, hooks.Failed("create", record, launched, err)...)
+		return nil, err
+	}
+	if record.Ephemeral && !record.Internal {
+		// The monitor ends it when this connection breaks, whatever becomes of
+		// us; it does not wait for hooks to be done.
+		go func() {
+			if err := s.Hold(context.WithoutCancel(ctx), record); err != nil {
+				s.log.Warn("hold an ephemeral sandbox", "vm", record.ID, "error", err)
+			}
+		}()
 	}
 	fault.Here("create: launched")
 	warn()
-	return s.layout.Load(record.ID)
+	created, err := s.layout.Load(record.ID)
+	if err != nil {
+		return nil, err
+	}
+	hooked.After(ctx, hooks.CameUp(api.HookAfterCreate, api.StatusCreating, created)...)
+	return created, nil
 }
 
 // discard removes a sandbox that did not come up, and what a monitor that was

@@ -22,9 +22,9 @@ func (s *Service) launch(ctx context.Context, r *store.Record, lock *store.Lock,
 	if err := s.endDeadHolders(ctx, r); err != nil {
 		return err
 	}
-	self, err := os.Executable()
+	program, err := s.program()
 	if err != nil {
-		return fmt.Errorf("find own binary: %w", err)
+		return err
 	}
 	report, theirs, err := os.Pipe()
 	if err != nil {
@@ -43,7 +43,7 @@ func (s *Service) launch(ctx context.Context, r *store.Record, lock *store.Lock,
 		log.Close()
 		return err
 	}
-	cmd := exec.Command(self, monitor.Command, r.ID, s.layout.Dir)
+	cmd := exec.Command(program, monitor.Command, r.ID, s.layout.Dir)
 	cmd.Dir = "/"
 	cmd.Env = append(os.Environ(), "GOGC=50")
 	cmd.Stderr = log
@@ -76,7 +76,9 @@ func (s *Service) await(ctx context.Context, r *store.Record, cmd *exec.Cmd, rep
 		if err != nil {
 			cmd.Wait()
 		} else {
-			cmd.Process.Release()
+			// A program that lives longer than the sandbox would keep a
+			// zombie of it.
+			go cmd.Wait()
 		}
 		return err
 	case <-ctx.Done():

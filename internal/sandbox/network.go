@@ -11,6 +11,7 @@ import (
 	"strings"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/hooks"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/policy"
@@ -329,7 +330,9 @@ func (s *Service) SetPolicy(ctx context.Context, ref string, change PolicyChange
 		return nil, previous, 0, fmt.Errorf("change network of %s: %w", r.ID, err)
 	}
 	s.emitOf(r, api.EventVMPolicy, func(e *api.Event) { e.Policy = string(next.Mode) })
-	r, err = s.layout.Load(r.ID)
+	if r, err = s.layout.Load(r.ID); err == nil {
+		s.hooked(r).After(ctx, hooks.PolicyChange(store.ShowPolicy(previous), r))
+	}
 	return r, previous, killed, err
 }
 

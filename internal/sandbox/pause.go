@@ -7,6 +7,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/fault"
+	"github.com/vmsan/vmsan/internal/hooks"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/snapshot"
 	"github.com/vmsan/vmsan/internal/store"
@@ -32,7 +33,11 @@ func (s *Service) Pause(ctx context.Context, ref string, reclaim bool) (*store.R
 	if err != nil {
 		return nil, fmt.Errorf("pause %s: %w", r.ID, err)
 	}
-	return s.layout.Load(r.ID)
+	paused, err := s.layout.Load(r.ID)
+	if err == nil {
+		s.hooked(r).After(ctx, hooks.Paused(r, paused)...)
+	}
+	return paused, err
 }
 
 // ask has the monitor of r do something.
@@ -105,7 +110,7 @@ func (s *Service) left(ctx context.Context, id string, at store.Saved) error {
 	defer lock.Release()
 	r, err := s.layout.Load(id)
 	if err == nil && (r.Saved == nil || *r.Saved != at) {
-		err = errors.Join(died(id), s.repair(id), s.forgetMemory(id))
+		err = errors.Join(died(id), s.repair(ctx, id), s.forgetMemory(id))
 	}
 	return err
 }
@@ -134,7 +139,11 @@ func (s *Service) Resume(ctx context.Context, ref string) (*store.Record, error)
 		if err := s.ask(r, func(m *control.Client) error { return m.Resume(ctx) }); err != nil {
 			return nil, fmt.Errorf("resume %s: %w", r.ID, err)
 		}
-		return s.layout.Load(r.ID)
+		resumed, err := s.layout.Load(r.ID)
+		if err == nil {
+			s.hooked(r).After(ctx, hooks.StatusChange(r.Status, resumed))
+		}
+		return resumed, err
 	}
 	return s.Start(ctx, r.ID)
 }

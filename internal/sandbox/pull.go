@@ -56,7 +56,16 @@ func (s *Service) PullImage(ctx context.Context, reference string, watch PullWat
 		// Whatever came of it, it was ended from outside.
 		return image.Image{}, fmt.Errorf("pull %.200s: %w", reference, ctx.Err())
 	}
-	return s.made(api.EventImagePull, reference, img, err)
+	if img, err = s.made(api.EventImagePull, reference, img, err); err != nil {
+		return image.Image{}, err
+	}
+	names, err := s.ImageNames()
+	if err != nil {
+		return image.Image{}, err
+	}
+	shown := img.Show(names)
+	s.hooks().After(ctx, api.HookEvent{Hook: api.HookImageAfterPull, Image: &shown})
+	return img, nil
 }
 
 func (s *Service) pull(ctx context.Context, reference string, watch PullWatch) (image.Image, error) {

@@ -10,6 +10,7 @@ import (
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/cgroup"
 	"github.com/vmsan/vmsan/internal/fault"
+	"github.com/vmsan/vmsan/internal/hooks"
 	"github.com/vmsan/vmsan/internal/monitor"
 	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/scratch"
@@ -41,12 +42,21 @@ func (s *Service) remove(ctx context.Context, id string, force bool) error {
 	if !force && (record.Running() || record.Reclaimed()) {
 		return notStopped(record).WithHint("vmsan rm -f %s, or vmsan stop %s first", id, id)
 	}
-	if record.Running() {
-		if err := s.stop(ctx, record, lastGrace(record)); err != nil {
-			return err
-		}
+	hooked, event := s.hooked(record), hooks.Of(api.HookBeforeRemove, record)
+	event.Force = force
+	err = hooked.Before(ctx, event)
+	if err == nil && record.Running() {
+		err = s.stop(ctx, record, lastGrace(record))
 	}
-	return s.delete(ctx, id)
+	if err == nil {
+		err = s.delete(ctx, id)
+	}
+	if err != nil {
+		hooked.After(ctx, hooks.Failed("remove", record, false, err)...)
+		return err
+	}
+	hooked.After(ctx, hooks.Of(api.HookAfterRemove, record))
+	return nil
 }
 
 // lastGrace is how long the guest of a sandbox that is to be removed has to

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/hooks"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/store"
 )
@@ -20,6 +21,7 @@ func (s *Service) Rename(ctx context.Context, ref, name string) (*store.Record, 
 	if err != nil {
 		return nil, err
 	}
+	old := record.Name
 	err = s.layout.WithName(ctx, record.ID, name, func() error { return s.rename(ctx, record, name) })
 	if err != nil {
 		return nil, fmt.Errorf("rename %s: %w", record.ID, err)
@@ -28,7 +30,8 @@ func (s *Service) Rename(ctx context.Context, ref, name string) (*store.Record, 
 	if err != nil {
 		return nil, err
 	}
-	s.emitOf(renamed, api.EventVMRename, func(e *api.Event) { e.PreviousName = record.Name })
+	s.emitOf(renamed, api.EventVMRename, func(e *api.Event) { e.PreviousName = old })
+	s.hooked(renamed).After(ctx, hooks.Changed("name", old, name, renamed))
 	return renamed, nil
 }
 

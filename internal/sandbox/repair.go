@@ -11,6 +11,7 @@ import (
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/cgroup"
 	"github.com/vmsan/vmsan/internal/fault"
+	"github.com/vmsan/vmsan/internal/hooks"
 	"github.com/vmsan/vmsan/internal/monitor"
 	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/store"
@@ -19,7 +20,7 @@ import (
 // repaired returns the record of the sandbox id. A record that says the
 // sandbox runs while nobody holds its lock is one whose monitor died: what
 // that left behind is taken back first.
-func (s *Service) repaired(_ context.Context, id string) (*store.Record, error) {
+func (s *Service) repaired(ctx context.Context, id string) (*store.Record, error) {
 	record, err := s.layout.Load(id)
 	if err != nil || !unfinished(record) {
 		return record, err
@@ -35,7 +36,7 @@ func (s *Service) repaired(_ context.Context, id string) (*store.Record, error) 
 		return record, nil
 	}
 	defer lock.Release()
-	if err := s.repair(id); err != nil {
+	if err := s.repair(ctx, id); err != nil {
 		return nil, err
 	}
 	return s.layout.Load(id)
@@ -57,7 +58,7 @@ func isNotExist(err error) bool { return errors.Is(err, fs.ErrNotExist) }
 // repair takes back what a dead monitor left, in the reverse order of its
 // making and by the names in the record. The caller holds the lock. A
 // sandbox that was ended in order, or is gone, is left as it is.
-func (s *Service) repair(id string) error {
+func (s *Service) repair(ctx context.Context, id string) error {
 	record, err := s.layout.Load(id)
 	if api.HasCode(err, api.ErrVMNotFound) {
 		return nil
@@ -70,7 +71,20 @@ func (s *Service) repair(id string) error {
 	if record.Host.BootID != store.BootID() {
 		reason = "host restarted"
 	}
-	return s.stopped(record, reason)
+	before := *record
+	if err := s.stopped(record, reason); err != nil {
+		return err
+	}
+	record.Status = api.StatusStopped
+	events := hooks.Ended(&before, record)
+	switch {
+	case record.Ephemeral:
+		events = append(events, hooks.Of(api.HookAfterRemove, record))
+	case record.StartedAt.IsZero():
+		events = hooks.Failed("create", record, true, api.Errorf(api.ErrVMBoot, "%s", reason))
+	}
+	s.hooked(record).After(ctx, events...)
+	return nil
 }
 
 // stopped takes back everything that r has on the host, and writes that it is

@@ -4,10 +4,13 @@ package sandbox
 
 import (
 	"context"
+	"fmt"
 	"log/slog"
+	"os"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/guest"
+	"github.com/vmsan/vmsan/internal/hooks"
 	"github.com/vmsan/vmsan/internal/image"
 	"github.com/vmsan/vmsan/internal/scratch"
 	"github.com/vmsan/vmsan/internal/store"
@@ -21,6 +24,11 @@ import (
 type Service struct {
 	layout store.Layout
 	log    *slog.Logger
+
+	// Binary finds the vmsan program that monitors are. Default: this program.
+	Binary func() (string, error)
+	// Hooks are this program's own; they run before the state directory's.
+	Hooks []hooks.Hook
 }
 
 // Open returns the service of the state directory that layout describes, and
@@ -49,6 +57,30 @@ func Driver(layout store.Layout, spec store.Spec) (vmm.Driver, error) {
 		return firecracker.Driver{Dir: releases(layout).Path(spec.Release)}, nil
 	}
 	return nil, api.Errorf(api.ErrUnsupported, "there is no driver %q", spec.Driver)
+}
+
+// hooked is what runs at what happens to r: nothing, if that is vmsan's own.
+func (s *Service) hooked(r *store.Record) hooks.Set {
+	if r.Internal {
+		return hooks.Set{}
+	}
+	return s.hooks()
+}
+
+func (s *Service) hooks() hooks.Set {
+	return hooks.Set{Code: s.Hooks, Dir: s.layout.Hooks(), State: s.layout.Dir, Log: s.log}
+}
+
+// program is the vmsan binary that monitors are.
+func (s *Service) program() (string, error) {
+	if s.Binary != nil {
+		return s.Binary()
+	}
+	self, err := os.Executable()
+	if err != nil {
+		return "", fmt.Errorf("find own binary: %w", err)
+	}
+	return self, nil
 }
 
 // images is the store of images.

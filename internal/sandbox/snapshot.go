@@ -13,6 +13,7 @@ import (
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/disk"
 	"github.com/vmsan/vmsan/internal/fault"
+	"github.com/vmsan/vmsan/internal/hooks"
 	"github.com/vmsan/vmsan/internal/kernel"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/policy"
@@ -92,13 +93,18 @@ func (s *Service) CreateSnapshot(ctx context.Context, ref, name string, stop boo
 	}
 	switch {
 	case stop && err == nil:
-		err = s.stop(ctx, r, 0)
+		if err = s.stop(ctx, r, 0); api.HasCode(err, api.ErrHook) && r.Status == api.StatusRunning {
+			err = errors.Join(err, s.goOn(ctx, r))
+		}
 	case stop && r.Status == api.StatusRunning:
 		err = errors.Join(err, s.goOn(ctx, r))
 	}
 	if err != nil {
 		return m, pause, fmt.Errorf("snapshot %s: %w", r.ID, err)
 	}
+	event, shown := hooks.Of(api.HookSnapshotAfterCreate, r), m.Show()
+	event.Snapshot = &shown
+	s.hooked(r).After(ctx, event)
 	return m, pause, nil
 }
 

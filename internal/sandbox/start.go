@@ -7,6 +7,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/fault"
+	"github.com/vmsan/vmsan/internal/hooks"
 	"github.com/vmsan/vmsan/internal/store"
 )
 
@@ -24,23 +25,41 @@ func (s *Service) Start(ctx context.Context, ref string) (*store.Record, error) 
 
 // startOwned starts a sandbox whose lock the caller holds.
 func (s *Service) startOwned(ctx context.Context, record *store.Record, lock *store.Lock) (*store.Record, error) {
-	if err := s.admit(record.Spec); err != nil {
-		return nil, fmt.Errorf("start %s: %w", record.ID, err)
+	hooked, before := s.hooked(record), record.Status
+	err := s.admit(record.Spec)
+	if err == nil {
+		err = hooked.Before(ctx, hooks.Of(api.HookBeforeStart, record))
 	}
+	if err != nil {
+		err = fmt.Errorf("start %s: %w", record.ID, err)
+	} else {
+		err = s.startHooked(ctx, record, lock)
+	}
+	if err != nil {
+		hooked.After(ctx, hooks.Failed("start", record, record.Status == api.StatusCreating, err)...)
+		return nil, err
+	}
+	started, err := s.layout.Load(record.ID)
+	if err != nil {
+		return nil, err
+	}
+	hooked.After(ctx, hooks.CameUp(api.HookAfterStart, before, started)...)
+	return started, nil
+}
+
+// startHooked is startOwned without its hooks.
+func (s *Service) startHooked(ctx context.Context, record *store.Record, lock *store.Lock) error {
 	record.Status, record.Reason, record.Trace = api.StatusCreating, "", nil
 	if record.Saved == nil {
 		record.Spec.Release, record.Spec.MemoryLeftMiB = s.release(record.Spec.Driver), 0
 	}
 	if err := fault.After("start: recorded", s.layout.Save(record)); err != nil {
-		return nil, err
+		return err
 	}
 	if err := s.launch(ctx, record, lock, nil); err != nil {
-		return nil, errors.Join(fmt.Errorf("start %s: %w", record.ID, err), s.abandon(record.ID))
+		return errors.Join(fmt.Errorf("start %s: %w", record.ID, err), s.abandon(record.ID))
 	}
-	if err := fault.After("start: memory forgotten", s.forgetMemory(record.ID)); err != nil {
-		return nil, err
-	}
-	return s.layout.Load(record.ID)
+	return fault.After("start: memory forgotten", s.forgetMemory(record.ID))
 }
 
 // forgetMemory removes the memory that a sandbox gave back to the host. A VMM

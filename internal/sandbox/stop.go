@@ -8,6 +8,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/fault"
+	"github.com/vmsan/vmsan/internal/hooks"
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/store"
 )
@@ -39,25 +40,57 @@ const monitorTime = 20 * time.Second
 // stop ends a sandbox that runs and returns when its lock is free, and so
 // everything it had on the host.
 func (s *Service) stop(ctx context.Context, r *store.Record, grace time.Duration) error {
-	patience, cancel := context.WithTimeout(ctx, grace+monitorTime)
-	defer cancel()
-	err := control.Dial(s.layout.ControlSocket(r.ID)).Stop(patience, grace)
-	if err != nil && patience.Err() != nil && ctx.Err() == nil {
-		s.log.Warn("the monitor of a sandbox does not answer; ending it", "vm", r.ID)
-		err = r.Host.Monitor.Kill()
+	return s.hookedStop(ctx, r, func() (bool, error) {
+		patience, cancel := context.WithTimeout(ctx, grace+monitorTime)
+		defer cancel()
+		err := control.Dial(s.layout.ControlSocket(r.ID)).Stop(patience, grace)
+		gone := errors.Is(err, control.ErrGone)
+		if err != nil && patience.Err() != nil && ctx.Err() == nil {
+			s.log.Warn("the monitor of a sandbox does not answer; ending it", "vm", r.ID)
+			err = r.Host.Monitor.Kill()
+		}
+		if err != nil && !gone {
+			return false, err
+		}
+		if err := fault.After("stop: ended", nil); err != nil {
+			return false, err
+		}
+		lock, err := s.awaitEnd(ctx, r.ID)
+		if err != nil {
+			return false, err
+		}
+		defer lock.Release()
+		return !gone, s.repair(ctx, r.ID)
+	})
+}
+
+// hookedStop runs the hooks around the end of r. end tells whether it was the
+// one who ended it: whoever else did has run the hooks of that.
+func (s *Service) hookedStop(ctx context.Context, r *store.Record, end func() (bool, error)) error {
+	hooked := s.hooked(r)
+	err := hooked.Before(ctx, hooks.Of(api.HookBeforeStop, r))
+	ended := false
+	if err == nil {
+		ended, err = end()
 	}
-	if err != nil && !errors.Is(err, control.ErrGone) {
-		return err
-	}
-	if err := fault.After("stop: ended", nil); err != nil {
-		return err
-	}
-	lock, err := s.awaitEnd(ctx, r.ID)
 	if err != nil {
+		hooked.After(ctx, hooks.Failed("stop", r, false, err)...)
 		return err
 	}
-	defer lock.Release()
-	return s.repair(r.ID)
+	if !ended {
+		return nil
+	}
+	now, err := s.layout.Load(r.ID)
+	if api.HasCode(err, api.ErrVMNotFound) {
+		// It went with its end.
+		gone := *r
+		gone.Status = api.StatusStopped
+		now, err = &gone, nil
+	}
+	if err == nil {
+		hooked.After(ctx, hooks.Ended(r, now)...)
+	}
+	return err
 }
 
 // stopReclaimed has a sandbox whose memory is on the disk go on, so that it can
@@ -70,12 +103,14 @@ func (s *Service) stopReclaimed(ctx context.Context, r *store.Record, grace time
 		}
 		return s.stop(ctx, started, grace)
 	}
-	lock, r, err := s.own(ctx, r.ID)
-	if err != nil {
-		return err
-	}
-	defer lock.Release()
-	return s.stopped(r, "stopped")
+	return s.hookedStop(ctx, r, func() (bool, error) {
+		lock, r, err := s.own(ctx, r.ID)
+		if err != nil {
+			return false, err
+		}
+		defer lock.Release()
+		return true, s.stopped(r, "stopped")
+	})
 }
 
 // awaitEnd waits until the monitor of the sandbox id is gone. It returns the

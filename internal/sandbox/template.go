@@ -123,7 +123,7 @@ func (s *Service) wantTemplate(spec store.Spec) {
 }
 
 func (s *Service) startMaker(spec store.Spec) error {
-	self, err := os.Executable()
+	program, err := s.program()
 	if err != nil {
 		return err
 	}
@@ -139,7 +139,7 @@ func (s *Service) startMaker(spec store.Spec) error {
 		return err
 	}
 	defer log.Close()
-	cmd := exec.Command(self, TemplateCommand, s.layout.Dir)
+	cmd := exec.Command(program, TemplateCommand, s.layout.Dir)
 	cmd.Dir, cmd.Stdout, cmd.Stderr = "/", log, log
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
 	read, write, err := os.Pipe()
@@ -156,7 +156,8 @@ func (s *Service) startMaker(spec store.Spec) error {
 	if err := cmd.Start(); err != nil {
 		return err
 	}
-	return cmd.Process.Release()
+	go cmd.Wait() // as in await
+	return nil
 }
 
 // templateSpec is spec without all that is the user's.

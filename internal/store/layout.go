@@ -134,6 +134,10 @@ func (l Layout) Registries() string { return filepath.Join(l.Dir, "registries.js
 // it.
 func (l Layout) Runtimes() string { return filepath.Join(l.Dir, "runtimes.json") }
 
+// Hooks holds the user's executables that are told what happens to sandboxes:
+// a directory NAME.d for each hook.
+func (l Layout) Hooks() string { return filepath.Join(l.Dir, "hooks") }
+
 // Blanks holds empty formatted disks.
 func (l Layout) Blanks() string { return filepath.Join(l.Dir, "blanks") }
 

@@ -4,6 +4,7 @@
 package testenv
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -107,20 +108,29 @@ func checkSandboxes(t testing.TB, layout store.Layout) {
 // by hard links.
 func CopyState(t testing.TB, from string) string {
 	t.Helper()
-	// Beside the original: hard links do not cross file systems.
-	dir, err := os.MkdirTemp(filepath.Dir(from), "vmsan-test-")
+	dir, err := LinkState(from)
+	t.Cleanup(func() { os.RemoveAll(dir) })
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
+	return dir
+}
+
+// LinkState is CopyState for what is no test. The caller removes the directory,
+// also after an error.
+func LinkState(from string) (dir string, err error) {
+	// Beside the original: hard links do not cross file systems.
+	if dir, err = os.MkdirTemp(filepath.Dir(from), "vmsan-test-"); err != nil {
+		return "", err
+	}
 	for _, name := range []string{"setup.json", "kernels", "images", "images.json", "templates"} {
 		source := filepath.Join(from, name)
 		if _, err := os.Stat(source); err != nil {
-			t.Fatalf("%s does not name a state directory that was set up: %v", stateVar, err)
+			return dir, fmt.Errorf("%s does not name a state directory that was set up: %w", stateVar, err)
 		}
 		if out, err := exec.Command("cp", "-al", source, dir).CombinedOutput(); err != nil {
-			t.Fatalf("copy state: %v: %s", err, out)
+			return dir, fmt.Errorf("copy state: %w: %s", err, out)
 		}
 	}
-	return dir
+	return dir, nil
 }
