@@ -151,8 +151,8 @@ func (m *monitor) wait(ctx context.Context) error {
 	if m.record.Ephemeral {
 		go m.awaitHold()
 	}
-	reason := m.watch(ctx)
-	m.outcome = m.end(reason)
+	reason, interrupted := m.watch(ctx)
+	m.outcome = m.end(reason, interrupted)
 	close(m.finished)
 	// Whoever waits for the end gets the answer before the process is gone.
 	last, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
@@ -160,14 +160,14 @@ func (m *monitor) wait(ctx context.Context) error {
 	return errors.Join(m.outcome, server.Shutdown(last))
 }
 
-// watch returns why the sandbox ended.
-func (m *monitor) watch(ctx context.Context) string {
+// watch returns why the sandbox ended; interrupted if nobody asked for it.
+func (m *monitor) watch(ctx context.Context) (reason string, interrupted bool) {
 	var pause pause
 	dead, again := m.gate.Done(), (<-chan time.Time)(nil)
 	for {
 		select {
 		case <-m.vm.Done():
-			return m.vm.Exit().Reason
+			return m.vm.Exit().Reason, false
 		case <-dead:
 			m.log.Warn("gate died", "exit", m.gate.Exit())
 			dead, again = nil, time.After(pause.next())
@@ -176,10 +176,10 @@ func (m *monitor) watch(ctx context.Context) string {
 			dead = m.gate.Done()
 		case grace := <-m.stop:
 			m.shutDown(grace)
-			return "stopped"
+			return "stopped", false
 		case <-ctx.Done():
 			m.shutDown(DefaultGrace)
-			return "stopped: " + context.Cause(ctx).Error()
+			return "stopped: " + context.Cause(ctx).Error(), true
 		}
 	}
 }
@@ -295,7 +295,7 @@ func (m *monitor) endsAnyway() bool {
 
 // end takes back all that the sandbox has on the host and writes how it
 // ended.
-func (m *monitor) end(reason string) error {
+func (m *monitor) end(reason string, interrupted bool) error {
 	err := m.undo.Run()
 	m.background.Wait()
 	if err == nil && m.ephemeral() {
@@ -304,7 +304,7 @@ func (m *monitor) end(reason string) error {
 	m.standing.Lock()
 	defer m.standing.Unlock()
 	return errors.Join(err, m.save(func(r *store.Record) {
-		r.Status, r.Reason, r.StoppedAt = api.StatusStopped, reason, time.Now().UTC()
+		r.Status, r.Reason, r.StoppedAt, r.Interrupted = api.StatusStopped, reason, time.Now().UTC(), interrupted
 		if m.left != nil {
 			r.Status, r.Reason, r.Saved = api.StatusPaused, "its memory is on the disk", m.left
 		}

@@ -69,6 +69,7 @@ func (s *Service) repair(id string) error {
 	if record.Host.BootID != store.BootID() {
 		reason = "host restarted"
 	}
+	record.Interrupted = true
 	return s.stopped(record, reason)
 }
 

@@ -23,7 +23,7 @@ func (s *Service) Start(ctx context.Context, ref string) (*store.Record, error) 
 
 // startOwned starts a sandbox whose lock the caller holds.
 func (s *Service) startOwned(ctx context.Context, record *store.Record, lock *store.Lock) (*store.Record, error) {
-	record.Status, record.Reason, record.Trace = api.StatusCreating, "", nil
+	record.Status, record.Reason, record.Interrupted, record.Trace = api.StatusCreating, "", false, nil
 	if record.Saved == nil {
 		record.Spec.Release, record.Spec.MemoryLeftMiB = s.release(record.Spec.Driver), 0
 	}
