@@ -153,6 +153,11 @@ const guestExits = "guest-exits"
 
 var passesExit = map[string]string{guestExits: "yes"}
 
+// Root is all commands with their flags, for who writes of them.
+func Root() *cobra.Command {
+	return (&app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}).rootCommand()
+}
+
 func (a *app) rootCommand() *cobra.Command {
 	var version bool
 	root := &cobra.Command{
