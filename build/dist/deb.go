@@ -71,7 +71,7 @@ func (r release) writeDeb(path string, tree []file) error {
 	if err := os.Chmod(top, 0o755); err != nil {
 		return err
 	}
-	pack := exec.Command("dpkg-deb", "--root-owner-group", "-Zxz", "--build", top, path)
+	pack := exec.Command("dpkg-deb", "--root-owner-group", "-Z"+r.compression, "--build", top, path)
 	// Times later than that are this one in the package.
 	pack.Env = append(os.Environ(), fmt.Sprintf("SOURCE_DATE_EPOCH=%d", r.made.Unix()))
 	if out, err := pack.CombinedOutput(); err != nil {

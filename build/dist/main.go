@@ -25,10 +25,12 @@ type release struct {
 	made    time.Time
 	source  string // top of the source tree
 	out     string // directory
+	// compression is the package's, as dpkg-deb calls it.
+	compression string
 }
 
 func main() {
-	r := release{source: "."}
+	r := release{source: ".", compression: "xz"}
 	var binaries string
 	flag.StringVar(&r.version, "version", "", "version, as Debian orders them")
 	flag.StringVar(&binaries, "binaries", "", "directory with ARCH/vmsan")
