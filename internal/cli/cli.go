@@ -211,7 +211,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		{"Files and ports of a sandbox:", []*cobra.Command{a.cpCommand(), a.syncCommand(), a.uploadCommand(), a.downloadCommand(), a.portForwardCommand()}},
 		{"Images and volumes:", []*cobra.Command{a.imageCommand(), a.volumeCommand()}},
 		{"This program:", []*cobra.Command{
-			a.setupCommand(), a.recoverCommand(), a.doctorCommand(), a.gcCommand(), a.dfCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
+			a.setupCommand(), a.recoverCommand(), a.doctorCommand(), a.benchCommand(), a.gcCommand(), a.dfCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
 		}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})
