@@ -20,7 +20,7 @@ func (a *app) syncCommand() *cobra.Command {
 		Short: "Make a directory in a sandbox what one on the host is",
 		Long: "sync sends what has changed in SOURCE, a directory on the host, to DESTINATION in the sandbox, which is made if it is\n" +
 			"not there. Files of the same size, mode and time are not sent again. With --watch it goes on until it is interrupted.\n\n" +
-			"What .gitignore files name is left out, and so is .git; --exclude takes lines of the same form, which come first.\n" +
+			"What .gitignore files name is left out, and so is .git; --exclude takes lines of the same form, which have the last word.\n" +
 			"What is left out is not removed either. Nothing is changed on the host.",
 		Example: "  vmsan sync web . /srv/app\n" +
 			"  vmsan sync web . /srv/app --watch --delete --exclude '*.log'\n" +

@@ -88,7 +88,7 @@ type Options struct {
 	// Git has .gitignore files honoured, and .git left out, which git itself
 	// does not track.
 	Git bool
-	// Exclude has lines of the user's, which come before all others.
+	// Exclude has lines of the user's, which have the last word.
 	Exclude []string
 }
 
