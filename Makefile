@@ -9,6 +9,7 @@ VERSION ?= dev
 STATE   ?= $(CURDIR)/.state/main
 
 GOBUILD := CGO_ENABLED=0 GOOS=linux GOARCH=$(ARCH) $(GO) build -trimpath
+BIN     ?= bin/vmsan
 AGENT   := internal/agent/binary/dist/vmsan-agent
 TESTENV := VMSAN_TEST_ROOT=1 VMSAN_TEST_STATE=$(STATE) VMSAN_TEST_BINARY=$(CURDIR)/bin/vmsan
 
@@ -17,7 +18,7 @@ TESTENV := VMSAN_TEST_ROOT=1 VMSAN_TEST_STATE=$(STATE) VMSAN_TEST_BINARY=$(CURDI
 PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs
 # libprotobuf-dev has the types that ours import; clones are tested on file
 # systems that share blocks.
-TESTPKGS := btrfs-progs xfsprogs busybox-static tmux nodejs npm iproute2 nftables iptables procps protobuf-compiler libprotobuf-dev
+TESTPKGS := btrfs-progs xfsprogs busybox-static tmux nodejs npm iproute2 nftables iptables procps protobuf-compiler libprotobuf-dev man-db
 # The floor of networks is made of commands.
 BENCHPKGS := iptables iproute2 procps
 
@@ -28,6 +29,7 @@ help:
 	@echo 'make test    all tests, on real machines (root)'
 	@echo 'make check   what needs no machine: format, lint, race, generated files'
 	@echo 'make docs    the pages that are written from tables'
+	@echo 'make dist    Debian packages, archives, lists of what is in them, digests'
 	@echo 'make bench   speed and size, each beside its floor (root)'
 	@echo 'make load    twenty and two hundred sandboxes at once, and many saves (root)'
 	@echo 'make soak    a hundred cold boots on a busy host (root)'
@@ -38,7 +40,7 @@ help:
 build:
 	$(GOBUILD) -ldflags '-s -w' -o $(AGENT) ./cmd/vmsan-agent
 	sha256sum $(AGENT) | cut -d' ' -f1 > $(AGENT).sha256
-	$(GOBUILD) -ldflags '-s -w -X github.com/vmsan/vmsan/internal/cli.Version=$(VERSION)' -o bin/vmsan ./cmd/vmsan
+	$(GOBUILD) -ldflags '-s -w -X github.com/vmsan/vmsan/internal/cli.Version=$(VERSION)' -o $(BIN) ./cmd/vmsan
 
 .PHONY: deps
 deps:
@@ -78,6 +80,26 @@ bench: runtime-deps setup
 	build/apt-install.sh $(BENCHPKGS)
 	$(GO) run ./bench -vmsan bin/vmsan -state $(STATE)
 
+# What is published has a version that Debian can order, and the time of its
+# commit. The agent of this machine's own kind is made last: tests need that.
+ARCHS       ?= amd64 arm64
+EPOCH        = $(shell git log -1 --format=%ct)
+DISTVERSION  = $(if $(filter dev,$(VERSION)),0.0.0~git$(shell date -u -d @$(EPOCH) +%Y%m%d).$(shell git rev-parse --short=12 HEAD),$(VERSION))
+
+.PHONY: dist
+dist:
+	rm -rf dist
+	for arch in $(ARCHS); do $(MAKE) build ARCH=$$arch BIN=dist/build/$$arch/vmsan VERSION=$(DISTVERSION) || exit; done
+	$(MAKE) build
+	SOURCE_DATE_EPOCH=$(EPOCH) $(GO) run ./build/dist -version $(DISTVERSION) -binaries dist/build -out dist
+	rm -r dist/build
+
+# The package of this machine's kind is installed, used, upgraded and purged.
+.PHONY: dist-test
+dist-test: setup
+	build/apt-install.sh man-db
+	$(TESTENV) $(GO) test -count 1 ./build/dist
+
 .PHONY: soak
 soak: runtime-deps setup
 	$(GO) run ./bench -vmsan bin/vmsan -state $(STATE) -soak 100
@@ -92,4 +114,4 @@ fuzz:
 
 .PHONY: clean
 clean:
-	rm -rf bin .state $(AGENT) $(AGENT).sha256
+	rm -rf bin dist .state $(AGENT) $(AGENT).sha256

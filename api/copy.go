@@ -9,4 +9,6 @@ type Copied struct {
 	Bytes int64 `json:"bytes"`
 	// Skipped are the devices, sockets and pipes, which are not copied.
 	Skipped int64 `json:"skipped"`
+	// Kept are the files that were there already, of a copy that was resumed.
+	Kept int64 `json:"kept,omitempty"`
 }

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/timing"
 	"github.com/vmsan/vmsan/internal/vmm/firecracker/contract"
 )
 
@@ -50,7 +51,7 @@ func (b *bench) firecracker(ctx context.Context) (err error) {
 		}
 		theirs, ours = append(theirs, alone), append(ours, took)
 	}
-	v, f := median(ours), median(theirs)
+	v, f := timing.Median(ours), timing.Median(theirs)
 	b.add("host's part of a start of Firecracker; floor: its jailer alone", ms(v), ms(f), ms(v-f)+" more", "<= 25 ms more")
 	return nil
 }

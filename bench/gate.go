@@ -19,6 +19,7 @@ import (
 	"github.com/vmsan/vmsan/internal/gate/sockets"
 	"github.com/vmsan/vmsan/internal/policy"
 	"github.com/vmsan/vmsan/internal/testenv/lab"
+	"github.com/vmsan/vmsan/internal/timing"
 )
 
 // gate measures what a sandbox's connections and questions go through.
@@ -100,7 +101,7 @@ func (b *bench) proxied(ctx context.Context) (err error) {
 			times[to] = append(times[to], took)
 		}
 	}
-	t, s := median(times[front]), median(times[source])
+	t, s := timing.Median(times[front]), timing.Median(times[source])
 	b.add("TLS through the proxy; floor: forwarded by the kernel", rate(poured, t), rate(poured, s),
 		fmt.Sprintf("%.0f %%", 100*s.Seconds()/t.Seconds()), ">= 70 %")
 	return nil
@@ -132,7 +133,7 @@ func download(ctx context.Context, client *lab.Namespace, from netip.AddrPort, h
 	}
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(tooLong))
-	return timed(func() error {
+	return timing.Timed(func() error {
 		if _, err := conn.Write(hello); err != nil {
 			return err
 		}
@@ -191,7 +192,7 @@ func (b *bench) resolved() error {
 		}
 		known, echoed = append(known, k), append(echoed, e)
 	}
-	k, e := median(known), median(echoed)
+	k, e := timing.Median(known), timing.Median(echoed)
 	b.add("DNS answer from the cache; floor: the question sent back", us(k), us(e), us(k-e)+" more", "<= 1 ms more")
 	return nil
 }
@@ -243,7 +244,7 @@ func ask(addr net.Addr) (time.Duration, error) {
 	defer conn.Close()
 	conn.SetDeadline(time.Now().Add(5 * time.Second))
 	data := make([]byte, 1500)
-	return timed(func() error {
+	return timing.Timed(func() error {
 		if _, err := conn.Write(question); err != nil {
 			return err
 		}

@@ -13,6 +13,8 @@ import (
 	"path/filepath"
 	"syscall"
 	"time"
+
+	"github.com/vmsan/vmsan/internal/timing"
 )
 
 // largeLayer is the size of the layer that memory is measured with.
@@ -51,7 +53,7 @@ func (b *bench) image(ctx context.Context) error {
 		}
 		ours, theirs = append(ours, took), append(theirs, floor)
 	}
-	v, f := median(ours), median(theirs)
+	v, f := timing.Median(ours), timing.Median(theirs)
 	b.add(fmt.Sprintf("image of a Debian layer, %d MB; floor: tar -x and mkfs.ext4 -d", info.Size()/1e6), ms(v), ms(f),
 		fmt.Sprintf("%.1f x faster", f.Seconds()/v.Seconds()), ">= 4 x faster")
 	return b.imageMemory(ctx, filepath.Join(dir, "state"))
@@ -81,7 +83,7 @@ func unpackAndMake(ctx context.Context, dir, archive string) (time.Duration, err
 	if err := os.Mkdir(tree, 0o755); err != nil {
 		return 0, err
 	}
-	return timed(func() error {
+	return timing.Timed(func() error {
 		if err := shell(ctx, fmt.Sprintf("tar -x --numeric-owner -C %s -f %s", tree, archive)); err != nil {
 			return err
 		}

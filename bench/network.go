@@ -10,6 +10,7 @@ import (
 
 	"github.com/vmsan/vmsan/internal/network"
 	"github.com/vmsan/vmsan/internal/policy"
+	"github.com/vmsan/vmsan/internal/timing"
 )
 
 // neighbours is how many sandboxes have a network already when that of one
@@ -28,9 +29,9 @@ func (b *bench) network(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	o, t := median(ours), median(theirs)
+	o, t := timing.Median(ours), timing.Median(theirs)
 	b.add("network of a sandbox; floor: ip, iptables and sysctl", ms(o), ms(t), fmt.Sprintf("%.0f x faster", t.Seconds()/o.Seconds()), "<= 10 ms, >= 20 x")
-	b.add("giving it up, beside stopping the VMM", ms(median(closing)), "-", "-", "<= 10 ms")
+	b.add("giving it up, beside stopping the VMM", ms(timing.Median(closing)), "-", "-", "<= 10 ms")
 	alone, err := w.measure(ctx)
 	if err != nil {
 		return err
@@ -44,7 +45,7 @@ func (b *bench) network(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a, c := median(alone), median(crowded)
+	a, c := timing.Median(alone), timing.Median(crowded)
 	b.add(fmt.Sprintf("network of a sandbox beside %d; floor: beside one", neighbours), ms(c), ms(a), ratio(c, a), "<= 1.3 x")
 	return nil
 }
@@ -85,14 +86,14 @@ func (w *networks) close() {
 func (w *networks) once(ctx context.Context) (up, down time.Duration, err error) {
 	var n *network.Network
 	var slot int
-	up, err = timed(func() (err error) {
+	up, err = timing.Timed(func() (err error) {
 		n, slot, err = w.create(ctx)
 		return err
 	})
 	if err != nil {
 		return 0, 0, err
 	}
-	if down, err = timed(n.Close); err != nil {
+	if down, err = timing.Timed(n.Close); err != nil {
 		return 0, 0, err
 	}
 	for gone := false; !gone; time.Sleep(5 * time.Millisecond) {
@@ -120,7 +121,7 @@ func (w *networks) besideCommands(ctx context.Context) (ours, closing, theirs []
 		if err != nil {
 			return nil, nil, nil, err
 		}
-		took, err := timed(func() error { return runAll(ctx, networkByCommands()) })
+		took, err := timing.Timed(func() error { return runAll(ctx, networkByCommands()) })
 		if undoErr := runAll(ctx, strings.Split(strings.TrimSpace(networkUndo), "\n")); err == nil {
 			err = undoErr
 		}

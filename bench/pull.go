@@ -28,6 +28,7 @@ import (
 	pace "golang.org/x/time/rate"
 
 	"github.com/vmsan/vmsan/internal/registry"
+	"github.com/vmsan/vmsan/internal/timing"
 )
 
 const (
@@ -96,11 +97,11 @@ func (b *bench) pullFrom(ctx context.Context, dir, ref, what string) error {
 		if err != nil {
 			return err
 		}
-		two, err := timed(func() error { return fetchLayers(ctx, filepath.Join(dir, "blobs"), ref) })
+		two, err := timing.Timed(func() error { return fetchLayers(ctx, filepath.Join(dir, "blobs"), ref) })
 		if err != nil {
 			return err
 		}
-		bare, err := timed(func() error { return fetchBare(ctx, filepath.Join(dir, "bare"), ref) })
+		bare, err := timing.Timed(func() error { return fetchBare(ctx, filepath.Join(dir, "bare"), ref) })
 		if err != nil {
 			return err
 		}
@@ -111,7 +112,7 @@ func (b *bench) pullFrom(ctx context.Context, dir, ref, what string) error {
 		}
 		whole, layers, floor = append(whole, one), append(layers, two), append(floor, bare)
 	}
-	w, l, f := median(whole), median(layers), median(floor)
+	w, l, f := timing.Median(whole), timing.Median(layers), timing.Median(floor)
 	b.add("pull of "+what+"; floor: downloading and hashing them", ms(w), ms(f), ratio(w, f), "<= 1.3 x")
 	b.add("the same, without making an image", ms(l), ms(f), ratio(l, f), "")
 	return nil

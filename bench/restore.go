@@ -16,6 +16,7 @@ import (
 	"github.com/vmsan/vmsan/bench/floor/request"
 	"github.com/vmsan/vmsan/internal/disk"
 	"github.com/vmsan/vmsan/internal/jail"
+	"github.com/vmsan/vmsan/internal/timing"
 	"github.com/vmsan/vmsan/internal/vmm"
 	"github.com/vmsan/vmsan/internal/vmm/qemu"
 )
@@ -105,11 +106,11 @@ func (r *rested) rest(ctx context.Context) (pause, seal time.Duration, err error
 	if r.saved.State, err = r.create("state"); err != nil {
 		return 0, 0, err
 	}
-	if pause, err = timed(func() error { return r.save(ctx, m.vm, stream) }); err != nil {
+	if pause, err = timing.Timed(func() error { return r.save(ctx, m.vm, stream) }); err != nil {
 		return 0, 0, err
 	}
 	spec := r.spec(nil, nil)
-	seal, err = timed(func() error { return qemu.Driver{}.Seal(ctx, spec, vmm.Saved{State: stream}, r.saved) })
+	seal, err = timing.Timed(func() error { return qemu.Driver{}.Seal(ctx, spec, vmm.Saved{State: stream}, r.saved) })
 	return pause, seal, err
 }
 
@@ -136,7 +137,7 @@ func (r *rested) wakeUps(ctx context.Context, shutIn bool) (time.Duration, error
 			return 0, err
 		}
 		var m *machine
-		d, err := timed(func() (err error) {
+		d, err := timing.Timed(func() (err error) {
 			m, err = r.wake(ctx, name, shutIn)
 			return err
 		})
@@ -148,7 +149,7 @@ func (r *rested) wakeUps(ctx context.Context, shutIn bool) (time.Duration, error
 		}
 		took = append(took, d)
 	}
-	return median(took), nil
+	return timing.Median(took), nil
 }
 
 // wake restores a machine and waits for its answer.
@@ -200,7 +201,7 @@ func (r *rested) wakeCrowd(ctx context.Context) (all time.Duration, unique int, 
 		}
 	}
 	machines := make([]*machine, crowd)
-	all, err = timed(func() error {
+	all, err = timing.Timed(func() error {
 		var work errgroup.Group
 		for i := range machines {
 			work.Go(func() (err error) {
@@ -222,7 +223,7 @@ func (r *rested) wakeCrowd(ctx context.Context) (all time.Duration, unique int, 
 	if err != nil {
 		return 0, 0, err
 	}
-	return all, int(median(sizes)), nil
+	return all, int(timing.Median(sizes)), nil
 }
 
 // private is the memory that a process shares with nobody.

@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/timing"
 )
 
 // sized are the images whose sandboxes are compared, the floor first.
@@ -58,7 +59,7 @@ func (b *bench) size(ctx context.Context) error {
 		what string
 		took [2][]time.Duration
 	}{{"cold run", colds}, {"create from a template", warms}} {
-		v, f := median(c.took[1]), median(c.took[0])
+		v, f := timing.Median(c.took[1]), timing.Median(c.took[0])
 		b.add(c.what+" of an image of 2 GB; floor: one of 5 MB", ms(v), ms(f), ratio(v, f), "<= 1.1 x")
 	}
 	return nil

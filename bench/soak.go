@@ -6,6 +6,8 @@ import (
 	"os"
 	"slices"
 	"time"
+
+	"github.com/vmsan/vmsan/internal/timing"
 )
 
 // soak boots one sandbox after the other while another processor is kept
@@ -24,7 +26,7 @@ func (b *bench) soak(ctx context.Context, times int) error {
 		fmt.Fprintf(os.Stderr, "%d/%d %s\n", i+1, times, d.Round(time.Millisecond))
 	}
 	fmt.Printf("%d of %d cold boots came up beside a busy processor: median %s, slowest %s\n",
-		len(took), times, ms(median(took)), ms(slices.Max(took)))
+		len(took), times, ms(timing.Median(took)), ms(slices.Max(took)))
 	return nil
 }
 

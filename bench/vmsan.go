@@ -7,10 +7,8 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"runtime"
-	"slices"
 	"strings"
 	"time"
 
@@ -20,6 +18,7 @@ import (
 	"github.com/vmsan/vmsan/internal/setup"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/testenv/lab"
+	"github.com/vmsan/vmsan/internal/timing"
 )
 
 // bench runs the measurements.
@@ -44,15 +43,7 @@ type row struct {
 
 // command runs the binary; its output is thrown away unless out is given.
 func (b *bench) command(ctx context.Context, dir string, out io.Writer, args ...string) (time.Duration, error) {
-	cmd := exec.CommandContext(ctx, b.vmsan, append([]string{"--dir", dir}, args...)...)
-	var complaint bytes.Buffer
-	cmd.Stdout, cmd.Stderr = out, &complaint
-	began := time.Now()
-	err := cmd.Run()
-	if err != nil {
-		return 0, fmt.Errorf("vmsan %s: %w: %s", strings.Join(args, " "), err, complaint.String())
-	}
-	return time.Since(began), nil
+	return timing.Vmsan{Binary: b.vmsan, Dir: dir}.Run(ctx, out, args...)
 }
 
 func (b *bench) all(ctx context.Context) error {
@@ -133,7 +124,7 @@ func (b *bench) coldRun(ctx context.Context) error {
 		}
 		theirs, ours, networked = append(theirs, boot), append(ours, took), append(networked, tookNetworked)
 	}
-	v, n, f := median(ours), median(networked), median(theirs)
+	v, n, f := timing.Median(ours), timing.Median(networked), timing.Median(theirs)
 	b.add("cold run of /bin/true, no network", ms(v), ms(f), ratio(v, f), "<= 1.25 x")
 	b.add("cold run of /bin/true with its network", ms(n), ms(f), ratio(n, f), "")
 	return nil
@@ -172,7 +163,7 @@ const quick = 31
 func (b *bench) exec(ctx context.Context, vm string, m *machine) error {
 	var ours, theirs []time.Duration
 	for range quick {
-		took, err := timed(func() error { return m.ask(request.Spawn) })
+		took, err := timing.Timed(func() error { return m.ask(request.Spawn) })
 		if err != nil {
 			return err
 		}
@@ -182,7 +173,7 @@ func (b *bench) exec(ctx context.Context, vm string, m *machine) error {
 		}
 		ours = append(ours, took)
 	}
-	v, f := median(ours), median(theirs)
+	v, f := timing.Median(ours), timing.Median(theirs)
 	b.add("exec of /bin/true", ms(v), ms(f), ratio(v, f)+", "+ms(v-f)+" more", "<= 30 ms more")
 	return nil
 }
@@ -197,11 +188,11 @@ func (b *bench) unary(ctx context.Context, vm string, m *machine) error {
 	defer client.Close()
 	var ours, theirs []time.Duration
 	for i := range quick + 3 {
-		echo, err := timed(func() error { return m.ask(request.Echo) })
+		echo, err := timing.Timed(func() error { return m.ask(request.Echo) })
 		if err != nil {
 			return err
 		}
-		call, err := timed(func() error { _, err := client.Processes(ctx); return err })
+		call, err := timing.Timed(func() error { _, err := client.Processes(ctx); return err })
 		if err != nil {
 			return err
 		}
@@ -209,7 +200,7 @@ func (b *bench) unary(ctx context.Context, vm string, m *machine) error {
 			theirs, ours = append(theirs, echo), append(ours, call)
 		}
 	}
-	v, f := median(ours), median(theirs)
+	v, f := timing.Median(ours), timing.Median(theirs)
 	b.add("unary call, connection kept", ms(v), ms(f), ratio(v, f), "<= 12 ms")
 	return nil
 }
@@ -227,7 +218,7 @@ func (b *bench) stdout(ctx context.Context, vm string, m *machine) error {
 		if err != nil {
 			return err
 		}
-		var count counter
+		var count timing.Counter
 		took, err := b.command(ctx, b.state, &count, append([]string{"exec", vm}, request.Producer...)...)
 		if err != nil {
 			return err
@@ -237,19 +228,12 @@ func (b *bench) stdout(ctx context.Context, vm string, m *machine) error {
 		}
 		raw, direct, ours = append(raw, plain), append(direct, produced), append(ours, took)
 	}
-	v := median(ours)
-	for what, f := range map[string]time.Duration{"the same program on the port": median(direct), "plain writes to the port": median(raw)} {
+	v := timing.Median(ours)
+	for what, f := range map[string]time.Duration{"the same program on the port": timing.Median(direct), "plain writes to the port": timing.Median(raw)} {
 		share := 100 * f.Seconds() / v.Seconds()
 		b.add("stdout of 200 MB; floor: "+what, rate(request.DumpBytes, v), rate(request.DumpBytes, f), fmt.Sprintf("%.0f %%", share), ">= 50 %")
 	}
 	return nil
-}
-
-type counter int
-
-func (c *counter) Write(p []byte) (int, error) {
-	*c += counter(len(p))
-	return len(p), nil
 }
 
 func rate(bytes float64, d time.Duration) string {
@@ -328,7 +312,7 @@ func (b *bench) list(ctx context.Context) error {
 		}
 		ours = append(ours, took)
 	}
-	b.add("list of 1,000 sandboxes", ms(median(ours)), "-", "-", "< 100 ms")
+	b.add("list of 1,000 sandboxes", ms(timing.Median(ours)), "-", "-", "< 100 ms")
 	return nil
 }
 
@@ -368,17 +352,6 @@ func (b *bench) sizes() error {
 		fmt.Printf("| size of %s | %.1f MiB | - | - | |\n", filepath.Base(path), float64(info.Size())/(1<<20))
 	}
 	return nil
-}
-
-func timed(f func() error) (time.Duration, error) {
-	began := time.Now()
-	err := f()
-	return time.Since(began), err
-}
-
-func median(d []time.Duration) time.Duration {
-	sorted := slices.Sorted(slices.Values(d))
-	return sorted[len(sorted)/2]
 }
 
 func ms(d time.Duration) string { return fmt.Sprintf("%.1f ms", float64(d.Microseconds())/1000) }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/bench/floor/request"
+	"github.com/vmsan/vmsan/internal/timing"
 )
 
 // warm measures starts from templates, snapshots and forks, beside a bare
@@ -47,7 +48,7 @@ func (b *bench) warm(ctx context.Context, r *rested) error {
 		}
 		colds = append(colds, cold)
 	}
-	run, create, cold, floor, spawned := median(runs), median(creates), median(colds), median(floors), median(spawns)
+	run, create, cold, floor, spawned := timing.Median(runs), timing.Median(creates), timing.Median(colds), timing.Median(floors), timing.Median(spawns)
 	b.add("run of /bin/true from a template", ms(run), ms(floor), ratio(run, floor), "<= 2.0 x")
 	b.add("the same; floor: /bin/true has run", ms(run), ms(spawned), ratio(run, spawned), "")
 	b.add("the same; floor: our own cold run", ms(run), ms(cold), fmt.Sprintf("%.1f x faster", cold.Seconds()/run.Seconds()), ">= 8 x")
@@ -107,8 +108,8 @@ func (b *bench) forks(ctx context.Context, floor, spawned time.Duration) error {
 		}
 		pauses, firsts = append(pauses, pause), append(firsts, forks[0].StartedAt.Sub(forks[0].CreatedAt)+exec)
 	}
-	b.add("fork: the source's pause", ms(median(pauses)), "-", "-", "<= 150 ms + 1 ms/MiB over 100")
-	first := median(firsts)
+	b.add("fork: the source's pause", ms(timing.Median(pauses)), "-", "-", "<= 150 ms + 1 ms/MiB over 100")
+	first := timing.Median(firsts)
 	b.add("fork: first exec, after sealing", ms(first), ms(floor), ratio(first, floor), "<= 1.5 x")
 	b.add("the same; floor: /bin/true has run", ms(first), ms(spawned), ratio(first, spawned), "")
 	return b.manyForks(ctx)
@@ -133,7 +134,7 @@ func (b *bench) manyForks(ctx context.Context) error {
 		}
 		sizes = append(sizes, time.Duration(kib))
 	}
-	b.add("memory of an idle fork that is its own", fmt.Sprintf("%.1f MiB", float64(median(sizes))/1024), "-", "-", "<= 28 MiB")
+	b.add("memory of an idle fork that is its own", fmt.Sprintf("%.1f MiB", float64(timing.Median(sizes))/1024), "-", "-", "<= 28 MiB")
 	return b.remove(ctx, forks)
 }
 

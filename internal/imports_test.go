@@ -49,6 +49,8 @@ var allowed = []struct {
 	{"internal/registry", []string{"api", "internal/oci", "internal/scratch"}, "it gets blobs, and does not know what is made of them"},
 	{"internal/kernel", []string{"api", "internal/scratch", "internal/store", "internal/initramfs"}, "disks, images and kernels do not know each other"},
 	{"internal/filetree", nil, "both ends of a copy share it, and the agent has to stay small"},
+	{"internal/timing", []string{"api"}, "it runs the program, and knows nothing of how that works"},
+	{"internal/ignore", nil, "it is about names, whosever they are"},
 	{"internal/agent", []string{"internal/filetree", "internal/link", "internal/guest/proto", "internal/guest/wire"}, "it runs in the guest, where nothing else of ours is"},
 	{"internal/guest", []string{"api", "internal/filetree", "internal/guest/proto"}, "it is given streams and does not ask where they come from"},
 	{"internal/vmm", []string{"internal/link", "internal/jail", "internal/cgroup"}, "a VMM knows nothing of sandboxes, records or images"},

@@ -176,7 +176,9 @@ func (a *Agent) HostHandler() http.Handler {
 	mux.HandleFunc("POST /init", a.serveInit)
 	mux.HandleFunc("GET /vmsan/dial", a.serveDial)
 	mux.HandleFunc("GET /vmsan/tree", a.serveTree)
+	mux.HandleFunc("POST /vmsan/tree", a.serveTree)
 	mux.HandleFunc("PUT /vmsan/tree", a.takeTree)
+	mux.HandleFunc("GET /vmsan/list", a.serveList)
 	return allowOrigins(withTrust(mux))
 }
 

@@ -173,6 +173,11 @@ const guestExits = "guest-exits"
 
 var passesExit = map[string]string{guestExits: "yes"}
 
+// Root is all commands with their flags, for who writes of them.
+func Root() *cobra.Command {
+	return (&app{stdin: os.Stdin, stdout: os.Stdout, stderr: os.Stderr}).rootCommand()
+}
+
 func (a *app) rootCommand() *cobra.Command {
 	var version bool
 	root := &cobra.Command{
@@ -224,10 +229,11 @@ func (a *app) addCommands(root *cobra.Command) {
 		{"Commands in a sandbox:", []*cobra.Command{
 			a.execCommand(), a.connectCommand(), a.sessionsCommand(), a.psCommand(), a.attachCommand(), a.killCommand(),
 		}},
-		{"Files and ports of a sandbox:", []*cobra.Command{a.cpCommand(), a.uploadCommand(), a.downloadCommand(), a.portForwardCommand()}},
+		{"Files and ports of a sandbox:", []*cobra.Command{a.cpCommand(), a.syncCommand(), a.uploadCommand(), a.downloadCommand(), a.portForwardCommand()}},
 		{"Images and volumes:", []*cobra.Command{a.imageCommand(), a.volumeCommand()}},
 		{"This program:", []*cobra.Command{
-			a.setupCommand(), a.doctorCommand(), a.gcCommand(), a.dfCommand(), a.eventsCommand(), a.templateCommand(), a.configCommand(), a.explainCommand(), a.versionCommand(), a.completionCommand(root),
+			a.setupCommand(), a.recoverCommand(), a.doctorCommand(), a.benchCommand(), a.gcCommand(), a.dfCommand(), a.eventsCommand(), a.templateCommand(), a.configCommand(),
+			a.explainCommand(), a.versionCommand(), a.completionCommand(root),
 		}},
 	} {
 		root.AddGroup(&cobra.Group{ID: group.title, Title: group.title})

@@ -38,11 +38,17 @@ func (a *app) cpCommand() *cobra.Command {
 	}
 	cmd.Flags().BoolVarP(&o.KeepOwners, "archive", "a", false, "keep the numbers of owners and groups, and set-id bits")
 	cmd.Flags().StringVarP(&o.User, "user", "u", "", "`USER` who owns files in the sandbox (default: the sandbox's)")
+	registerResume(cmd, &o.Resume)
 	return cmd
+}
+
+func registerResume(cmd *cobra.Command, resume *bool) {
+	cmd.Flags().BoolVar(resume, "resume", false, "go on with a copy that broke off, and keep what there is if this one does")
 }
 
 func (a *app) uploadCommand() *cobra.Command {
 	var destination, user string
+	var resume bool
 	cmd := &cobra.Command{
 		Use:               "upload [flags] VM FILE...",
 		Short:             "Copy files and directories to a sandbox",
@@ -54,7 +60,7 @@ func (a *app) uploadCommand() *cobra.Command {
 			for _, file := range args[1:] {
 				copies = append(copies, sandbox.CopyOptions{
 					Source: sandbox.Location{Path: file}, Destination: sandbox.Location{VM: args[0], Path: destination}, User: user,
-					Into: len(args) > 2,
+					Into: len(args) > 2, Resume: resume,
 				})
 			}
 			return a.runCopies(cmd.Context(), copies)
@@ -62,11 +68,13 @@ func (a *app) uploadCommand() *cobra.Command {
 	}
 	cmd.Flags().StringVarP(&destination, "dest", "d", "~", "`DIRECTORY` in the sandbox, or the name of a single copy")
 	cmd.Flags().StringVarP(&user, "user", "u", "", "`USER` who owns the files (default: the sandbox's)")
+	registerResume(cmd, &resume)
 	return cmd
 }
 
 func (a *app) downloadCommand() *cobra.Command {
 	var destination string
+	var resume bool
 	cmd := &cobra.Command{
 		Use:               "download [flags] VM PATH",
 		Short:             "Copy a file or directory from a sandbox",
@@ -75,11 +83,12 @@ func (a *app) downloadCommand() *cobra.Command {
 		ValidArgsFunction: a.completeVM,
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return a.runCopies(cmd.Context(), []sandbox.CopyOptions{{
-				Source: sandbox.Location{VM: args[0], Path: args[1]}, Destination: sandbox.Location{Path: destination},
+				Source: sandbox.Location{VM: args[0], Path: args[1]}, Destination: sandbox.Location{Path: destination}, Resume: resume,
 			}})
 		},
 	}
 	cmd.Flags().StringVarP(&destination, "dest", "d", ".", "`PATH` on the host: a directory, or the name of the copy")
+	registerResume(cmd, &resume)
 	return cmd
 }
 
@@ -121,6 +130,10 @@ func (a *app) runCopies(ctx context.Context, copies []sandbox.CopyOptions) error
 		total.Directories += totals.Directories
 		total.Bytes += totals.Bytes
 		total.Skipped += totals.Skipped
+		total.Kept += totals.Kept
+	}
+	if total.Kept > 0 {
+		a.say("%d files were there already.", total.Kept)
 	}
 	if total.Skipped > 0 {
 		a.say("Left out %d devices, sockets or pipes.", total.Skipped)

@@ -32,7 +32,7 @@ func (a *app) createCommand() *cobra.Command {
 	f.register(a, cmd)
 	limits.register(cmd)
 	cmd.Flags().BoolVar(&f.options.Entrypoint, "entrypoint", false, "run what the image says as the main process: its output is in the logs, and its end is the sandbox's")
-	cmd.Flags().StringVar(&f.options.Restart, "restart", "", "when the main process is started again instead, a `POLICY`: no, always, on-failure or on-failure:N (default: no)")
+	cmd.Flags().StringVar(&f.options.Restart, "restart", "", "when the main process is started again instead, a `POLICY`: no, always, on-failure or on-failure:N; always also starts the sandbox with the host (default: no)")
 	completeChoice(cmd, "restart", "no", "always", "on-failure")
 	return cmd
 }

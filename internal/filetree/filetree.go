@@ -41,6 +41,8 @@ type Totals struct {
 	Bytes int64 `json:"bytes"`
 	// Skipped are the devices, sockets and pipes, which are not copied.
 	Skipped int64 `json:"skipped"`
+	// Removed is what was removed.
+	Removed int64 `json:"removed,omitempty"`
 }
 
 // setID are the bits that lend a program its owner's rights.

@@ -400,5 +400,9 @@ func FuzzUnpack(f *testing.F) {
 		// Only what is outside matters.
 		_, _ = Unpack(ctx, bytes.NewReader(stream), parent+"/inside", UnpackOptions{Owner: &Owner{os.Geteuid(), os.Getegid()}})
 		checkOutside(t, parent)
+		_, _ = Unpack(ctx, bytes.NewReader(stream), parent+"/inside", UnpackOptions{
+			Owner: &Owner{os.Geteuid(), os.Getegid()}, Resume: true, Parts: map[string]Part{"file": {Offset: 4}}, Removals: true,
+		})
+		checkOutside(t, parent)
 	})
 }

@@ -3,14 +3,15 @@ package filetree
 import (
 	"archive/tar"
 	"bufio"
+	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"io/fs"
 	"os"
 	"path"
 	"slices"
+	"strconv"
 	"strings"
 	"syscall"
 
@@ -22,6 +23,11 @@ type PackOptions struct {
 	// Name is what the top of the tree is called in the stream; "." leaves its
 	// name to whoever unpacks.
 	Name string
+	// Wanted has the names of what is packed, with how much of it the other
+	// side has. A directory's is that of itself alone. Nil: all.
+	Wanted map[string]Part
+	// Removed are names that whoever unpacks is to remove first, in this order.
+	Removed []string
 	// Progress is optional.
 	Progress Progress
 }
@@ -34,6 +40,12 @@ type PackOptions struct {
 func Pack(ctx context.Context, w io.Writer, top string, o PackOptions) (Totals, error) {
 	buffered := bufio.NewWriterSize(w, 2*copyBuffer)
 	p := &packer{ctx: ctx, options: o, tar: tar.NewWriter(buffered), linked: map[inode]string{}, buffer: make([]byte, copyBuffer)}
+	p.around = ancestors(o.Wanted)
+	for _, name := range o.Removed {
+		if err := p.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Format: tar.FormatPAX, PAXRecords: map[string]string{removeRecord: "yes"}}); err != nil {
+			return p.totals, err
+		}
+	}
 	if err := p.addTop(top); err != nil {
 		return p.totals, err
 	}
@@ -52,7 +64,33 @@ type packer struct {
 	totals  Totals
 	// linked has the first names of files that have several.
 	linked map[inode]string
+	// around has the directories that have something wanted in them.
+	around map[string]bool
 	buffer []byte
+}
+
+// ancestors are the names of all directories around those of wanted.
+func ancestors(wanted map[string]Part) map[string]bool {
+	around := map[string]bool{}
+	for name := range wanted {
+		for name != "." {
+			name = path.Dir(name)
+			if around[name] {
+				break
+			}
+			around[name] = true
+		}
+	}
+	return around
+}
+
+// wants tells whether a file, or a directory itself, is to be packed.
+func (p *packer) wants(name string) (Part, bool) {
+	if p.options.Wanted == nil {
+		return Part{}, true
+	}
+	part, ok := p.options.Wanted[name]
+	return part, ok
 }
 
 // addTop opens what top leads to. Below it everything is opened from its
@@ -73,6 +111,9 @@ func (p *packer) addTop(top string) error {
 		}
 		return p.addDirectory(root, p.options.Name)
 	case info.Mode().IsRegular():
+		if _, wanted := p.wants(p.options.Name); !wanted {
+			return nil
+		}
 		return p.addFile(p.options.Name, info, func() (*os.File, error) { return os.OpenFile(top, openFlags, 0) })
 	}
 	p.totals.Skipped++
@@ -91,14 +132,17 @@ func (p *packer) add(directory *os.Root, base, name string) error {
 	if strings.Count(name, "/") >= maxDepth {
 		return fmt.Errorf("%.200q is too deep", name)
 	}
+	if _, wanted := p.wants(name); !wanted && !p.around[name] || isPartial(base) {
+		return nil
+	}
 	info, err := directory.Lstat(base)
 	switch {
 	case err != nil:
-		return p.unlessGone(err)
+		return unlessGone(err)
 	case info.IsDir():
 		root, err := directory.OpenRoot(base)
 		if err != nil {
-			return p.unlessGone(err)
+			return unlessGone(err)
 		}
 		return p.addDirectory(root, name)
 	case info.Mode().IsRegular():
@@ -106,21 +150,13 @@ func (p *packer) add(directory *os.Root, base, name string) error {
 	case info.Mode()&fs.ModeSymlink != 0:
 		target, err := directory.Readlink(base)
 		if err != nil {
-			return p.unlessGone(err)
+			return unlessGone(err)
 		}
 		p.count(0)
 		return p.header(info, name, target, nil)
 	}
 	p.totals.Skipped++
 	return nil
-}
-
-// unlessGone makes light of what others have removed meanwhile.
-func (p *packer) unlessGone(err error) error {
-	if errors.Is(err, fs.ErrNotExist) || errors.Is(err, unix.ENOTDIR) {
-		return nil
-	}
-	return err
 }
 
 // addDirectory packs root, and closes it.
@@ -135,10 +171,12 @@ func (p *packer) addDirectory(root *os.Root, name string) error {
 	if err != nil {
 		return err
 	}
-	if err := p.header(info, name+"/", "", handle); err != nil {
-		return err
+	if _, wanted := p.wants(name); wanted {
+		if err := p.header(info, name+"/", "", handle); err != nil {
+			return err
+		}
+		p.totals.Directories++
 	}
-	p.totals.Directories++
 	names, err := handle.Readdirnames(-1)
 	if err != nil {
 		return err
@@ -163,7 +201,7 @@ func (p *packer) addFile(name string, info fs.FileInfo, open func() (*os.File, e
 	}
 	handle, err := open()
 	if err != nil {
-		return p.unlessGone(err)
+		return unlessGone(err)
 	}
 	defer handle.Close()
 	if info, err = handle.Stat(); err != nil {
@@ -176,14 +214,34 @@ func (p *packer) addFile(name string, info fs.FileInfo, open func() (*os.File, e
 	if info.Size() == 0 {
 		return p.addUnsized(handle, name, info)
 	}
-	if err := p.header(info, name, "", handle); err != nil {
-		return err
-	}
-	if err := p.content(handle, info.Size()); err != nil {
+	offset, err := p.goOn(handle, name, info.Size())
+	if err != nil {
 		return fmt.Errorf("read %s: %w", name, err)
 	}
-	p.count(info.Size())
+	if err := p.fileHeader(info, name, handle, offset); err != nil {
+		return err
+	}
+	if err := p.content(handle, info.Size()-offset); err != nil {
+		return fmt.Errorf("read %s: %w", name, err)
+	}
+	p.count(info.Size() - offset)
 	return nil
+}
+
+// goOn goes to where the other side lacks a file, and says where that is.
+func (p *packer) goOn(handle *os.File, name string, size int64) (offset int64, err error) {
+	part, _ := p.wants(name)
+	if part.Offset <= 0 || part.Offset > size {
+		return 0, nil
+	}
+	has, err := digest(p.ctx, handle, part.Offset, p.buffer)
+	if err != nil {
+		return 0, err
+	}
+	if bytes.Equal(has, part.Digest) {
+		offset = part.Offset
+	}
+	return handle.Seek(offset, io.SeekStart)
 }
 
 // maxUnsized bounds what is read of files that do not say how large they are,
@@ -227,18 +285,43 @@ func (p *packer) content(r io.Reader, size int64) error {
 type onlyWriter struct{ io.Writer }
 
 func (p *packer) header(info fs.FileInfo, name, target string, handle *os.File) error {
-	h, err := tar.FileInfoHeader(info, target)
+	h, err := p.describe(info, name, target, handle)
 	if err != nil {
 		return err
+	}
+	return p.tar.WriteHeader(h)
+}
+
+// fileHeader is the header of a file of which only what is behind offset
+// follows.
+func (p *packer) fileHeader(info fs.FileInfo, name string, handle *os.File, offset int64) error {
+	h, err := p.describe(info, name, "", handle)
+	if err != nil {
+		return err
+	}
+	if offset > 0 {
+		if h.PAXRecords == nil {
+			h.PAXRecords = map[string]string{}
+		}
+		h.PAXRecords[offsetRecord] = strconv.FormatInt(offset, 10)
+		h.Size -= offset
+	}
+	return p.tar.WriteHeader(h)
+}
+
+func (p *packer) describe(info fs.FileInfo, name, target string, handle *os.File) (*tar.Header, error) {
+	h, err := tar.FileInfoHeader(info, target)
+	if err != nil {
+		return nil, err
 	}
 	h.Name, h.Format = name, tar.FormatPAX
 	h.Uname, h.Gname = "", ""
 	if handle != nil {
 		if h.PAXRecords, err = attributes(handle); err != nil {
-			return fmt.Errorf("read attributes of %s: %w", name, err)
+			return nil, fmt.Errorf("read attributes of %s: %w", name, err)
 		}
 	}
-	return p.tar.WriteHeader(h)
+	return h, nil
 }
 
 func (p *packer) count(bytes int64) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"io/fs"
@@ -27,6 +28,14 @@ type UnpackOptions struct {
 	Owner *Owner
 	// Trusted keeps the bits that lend a program its owner's rights.
 	Trusted bool
+	// Resume keeps a large file that is not whole when the stream breaks off, in
+	// a partial file beside its name, and goes on with it where the stream does.
+	Resume bool
+	// Parts are where files may go on, if not all may: nobody else is to say
+	// what is done with a file that is there.
+	Parts map[string]Part
+	// Removals lets the stream remove files.
+	Removals bool
 	// Progress is optional.
 	Progress Progress
 }
@@ -127,8 +136,14 @@ func (u *unpacker) entry(h *tar.Header) error {
 		return err
 	}
 	h.Name = name
+	if isPartial(path.Base(name)) {
+		return fmt.Errorf("%.200q is the name of a partial file, and no other gets it", name)
+	}
 	if isSparse(h) {
 		return fmt.Errorf("%.200q is a sparse entry, as tar --sparse makes them, and only plain ones are taken", name)
+	}
+	if h.PAXRecords[removeRecord] != "" {
+		return u.remove(name)
 	}
 	if h.Typeflag == tar.TypeDir {
 		return u.directory(h)
@@ -371,7 +386,34 @@ func (u *unpacker) symlink(h *tar.Header) error {
 	})
 }
 
+// remove removes a file, or a directory that nothing is in any more.
+func (u *unpacker) remove(name string) error {
+	if !u.options.Removals || name == "." {
+		return fmt.Errorf("%.200q is to be removed, which was not asked for", name)
+	}
+	err := u.root.Remove(name)
+	switch {
+	case err == nil:
+		u.totals.Removed++
+	case unlessGone(err) == nil, errors.Is(err, unix.ENOTEMPTY):
+		// Others were quicker, or have put something in it that stays.
+	default:
+		return describe("remove", name, err)
+	}
+	return nil
+}
+
 func (u *unpacker) file(h *tar.Header) error {
+	offset, err := parseOffset(h.PAXRecords)
+	if err != nil {
+		return err
+	}
+	if u.options.Resume {
+		return u.goOn(h, offset)
+	}
+	if offset > 0 {
+		return fmt.Errorf("it goes on at %d, and has no beginning", offset)
+	}
 	return u.replace(h, func(temporary string) error {
 		handle, err := u.at.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
@@ -389,6 +431,54 @@ func (u *unpacker) file(h *tar.Header) error {
 	})
 }
 
+// goOn writes a file behind what is there of it, and keeps that if the stream
+// breaks off.
+func (u *unpacker) goOn(h *tar.Header, offset int64) error {
+	if u.options.Parts != nil && offset > 0 && u.options.Parts[u.streamName(h.Name)].Offset != offset {
+		return fmt.Errorf("it goes on at %d, which was not asked for", offset)
+	}
+	base := path.Base(h.Name)
+	partial := PartialName(base)
+	handle, err := openPartial(u.ctx, u.at, partial)
+	if err != nil {
+		return err
+	}
+	defer handle.Close()
+	if err = u.finish(handle, h, offset); err == nil {
+		err = u.at.Rename(partial, base)
+	}
+	if err == nil {
+		return nil
+	}
+	// What comes of a copy that broke off is worth its place only if much of
+	// it is there.
+	written, seekErr := handle.Seek(0, io.SeekCurrent)
+	if seekErr != nil || written < worthKeeping {
+		return errors.Join(err, u.at.Remove(partial))
+	}
+	return errors.Join(err, handle.Truncate(written))
+}
+
+// finish writes what a file lacks behind offset.
+func (u *unpacker) finish(handle *os.File, h *tar.Header, offset int64) error {
+	if err := keepUntil(handle, offset); err != nil {
+		return err
+	}
+	if err := u.pour(handle, h.Size); err != nil {
+		return err
+	}
+	d := u.dressOf(h)
+	return d.put(handle)
+}
+
+// streamName is what a name below root is called in the stream.
+func (u *unpacker) streamName(name string) string {
+	if u.inside {
+		return u.options.Name + "/" + name
+	}
+	return name
+}
+
 // changeTime sets when a file was changed last, and leaves when it was read.
 func changeTime(modified time.Time) []unix.Timespec {
 	return []unix.Timespec{{Nsec: unix.UTIME_OMIT}, unix.NsecToTimespec(modified.UnixNano())}
@@ -401,6 +491,24 @@ func (u *unpacker) fill(handle *os.File, size int64) error {
 	if err := handle.Truncate(size); err != nil {
 		return err
 	}
+	return u.write(handle, size)
+}
+
+// pour writes the rest of a file, which has no more bytes than were written
+// until it is whole.
+func (u *unpacker) pour(handle *os.File, size int64) error {
+	if err := u.write(handle, size); err != nil {
+		return err
+	}
+	end, err := handle.Seek(0, io.SeekCurrent)
+	if err != nil {
+		return err
+	}
+	return handle.Truncate(end) // where it ends in a hole
+}
+
+// write writes bytes of the stream, and leaves holes where they are zeros.
+func (u *unpacker) write(handle *os.File, size int64) error {
 	for left := size; left > 0; {
 		if err := u.ctx.Err(); err != nil {
 			return err

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -60,9 +61,17 @@ type TreeReader struct {
 }
 
 // ReadTree reads the file or tree at path in the guest as a tar stream, its
-// top called name.
-func (c *Client) ReadTree(ctx context.Context, path, name string) (*TreeReader, error) {
-	response, err := c.tree(ctx, http.MethodGet, url.Values{"path": {path}, "name": {name}}, nil)
+// top called name. wanted says what of it; nil: all.
+func (c *Client) ReadTree(ctx context.Context, path, name string, wanted map[string]filetree.Part) (*TreeReader, error) {
+	method, body := http.MethodGet, io.Reader(nil)
+	if wanted != nil {
+		list := new(bytes.Buffer)
+		if err := filetree.WriteWanted(list, wanted); err != nil {
+			return nil, err
+		}
+		method, body = http.MethodPost, list
+	}
+	response, err := c.tree(ctx, method, "tree", url.Values{"path": {path}, "name": {name}}, body)
 	if err != nil {
 		return nil, fmt.Errorf("read %s in the guest: %w", printable(path), err)
 	}
@@ -96,6 +105,30 @@ func (t *TreeReader) Skipped() int64 {
 	return max(totals.Skipped, 0)
 }
 
+// ListTree lists the file or tree at path in the guest, its top called o.Name;
+// of o also Destination and Digests count. How much is kept is bounded.
+func (c *Client) ListTree(ctx context.Context, path string, o filetree.ListOptions, keep func(filetree.Entry) error) error {
+	query := url.Values{"path": {path}, "name": {o.Name}}
+	if o.Destination {
+		query.Set("destination", "yes")
+	}
+	if o.Digests {
+		query.Set("digests", "yes")
+	}
+	response, err := c.tree(ctx, http.MethodGet, "list", query, nil)
+	if err != nil {
+		return fmt.Errorf("list %s in the guest: %w", printable(path), err)
+	}
+	r := &TreeReader{path: path, response: response}
+	defer r.Close()
+	err = filetree.ReadEntries(r, keep)
+	var coded *api.Error
+	if err != nil && !errors.As(err, &coded) {
+		err = api.Errorf(api.ErrGuest, "list %s in the guest: %w", printable(path), err)
+	}
+	return err
+}
+
 // WriteTreeOptions say what is made in the guest, and whose it is.
 type WriteTreeOptions struct {
 	// Name is that of the only file or directory that the stream may make;
@@ -105,6 +138,12 @@ type WriteTreeOptions struct {
 	User string
 	// KeepOwners has them belong to whom the stream says.
 	KeepOwners bool
+	// Resume keeps what there is of a large file if the stream breaks off.
+	Resume bool
+	// Removals lets the stream remove files.
+	Removals bool
+	// Make makes the directory if it is not there.
+	Make bool
 }
 
 // WriteTree unpacks a tar stream in a directory of the guest.
@@ -116,8 +155,17 @@ func (c *Client) WriteTree(ctx context.Context, directory string, r io.Reader, o
 	if o.KeepOwners {
 		query.Set("owners", "keep")
 	}
+	if o.Resume {
+		query.Set("resume", "yes")
+	}
+	if o.Removals {
+		query.Set("removals", "yes")
+	}
+	if o.Make {
+		query.Set("make", "yes")
+	}
 	source := &remembering{r: r}
-	response, err := c.tree(ctx, http.MethodPut, query, source)
+	response, err := c.tree(ctx, http.MethodPut, "tree", query, source)
 	if err != nil {
 		// That the source failed explains all that comes of it.
 		if source.err != nil {
@@ -150,8 +198,8 @@ func (r *remembering) Read(b []byte) (int, error) {
 // maxReason bounds what a guest says of an error, in bytes.
 const maxReason = 8 << 10
 
-func (c *Client) tree(ctx context.Context, method string, query url.Values, body io.Reader) (*http.Response, error) {
-	request, err := http.NewRequestWithContext(ctx, method, baseURL+"/vmsan/tree?"+query.Encode(), body)
+func (c *Client) tree(ctx context.Context, method, what string, query url.Values, body io.Reader) (*http.Response, error) {
+	request, err := http.NewRequestWithContext(ctx, method, baseURL+"/vmsan/"+what+"?"+query.Encode(), body)
 	if err != nil {
 		return nil, err
 	}

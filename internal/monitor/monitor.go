@@ -92,6 +92,8 @@ type monitor struct {
 	removed  bool               // with the end; read after finished
 	before   store.Record       // from before the end; read after finished
 	asked    atomic.Int32       // commands that wait for the end that they asked for
+
+	interrupted bool // it ends though nobody asked for that; the watching goroutine's
 }
 
 // Helpers are what a monitor needs of those who know more than it. All are
@@ -232,6 +234,7 @@ func (m *monitor) watch(ctx, limits context.Context) string {
 			m.shutDown(grace)
 			return "stopped"
 		case <-ctx.Done():
+			m.interrupted = true
 			m.shutDown(DefaultGrace)
 			return "stopped: " + context.Cause(ctx).Error()
 		}
@@ -372,7 +375,7 @@ func (m *monitor) end(reason string) error {
 	m.standing.Lock()
 	defer m.standing.Unlock()
 	saveErr := m.save(func(r *store.Record) {
-		r.Status, r.Reason, r.StoppedAt = api.StatusStopped, reason, time.Now().UTC()
+		r.Status, r.Reason, r.StoppedAt, r.Interrupted = api.StatusStopped, reason, time.Now().UTC(), m.interrupted
 		r.TimeoutAt, r.TimeoutLeft = time.Time{}, 0
 		if m.left != nil {
 			r.Status, r.Reason, r.Saved = api.StatusPaused, "its memory is on the disk", m.left

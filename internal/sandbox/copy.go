@@ -57,6 +57,8 @@ type CopyOptions struct {
 	KeepOwners bool
 	// User owns files in a sandbox. Default: the sandbox's own user.
 	User string
+	// Resume goes on with a copy that broke off; see copying.takeUp.
+	Resume bool
 	// Into refuses a destination that is not a directory.
 	Into bool
 	// Stdin and Stdout are for tar streams.
@@ -71,24 +73,27 @@ type CopyOptions struct {
 // sandbox to another. The names of copies are as cp(1) has them: into a
 // directory that is there, or else under the name that the destination gives.
 // A source that ends in "/." is what is in a directory.
-func (s *Service) Copy(ctx context.Context, o CopyOptions) (filetree.Totals, error) {
+func (s *Service) Copy(ctx context.Context, o CopyOptions) (api.Copied, error) {
 	if o.Source.VM == "" && o.Destination.VM == "" {
-		return filetree.Totals{}, api.Errorf(api.ErrUsage, "neither %.80q nor %.80q is in a sandbox", o.Source.Path, o.Destination.Path).
+		return api.Copied{}, api.Errorf(api.ErrUsage, "neither %.80q nor %.80q is in a sandbox", o.Source.Path, o.Destination.Path).
 			WithHint("vmsan cp FILE VM:PATH")
 	}
 	for _, l := range []Location{o.Source, o.Destination} {
 		if l.Path == "" || len(l.Path) > maxPath || strings.ContainsRune(l.Path, 0) {
-			return filetree.Totals{}, api.Errorf(api.ErrValidationPath, "Invalid path: %.80q.", l.Path)
+			return api.Copied{}, api.Errorf(api.ErrValidationPath, "Invalid path: %.80q.", l.Path)
+		}
+		if o.Resume && l.streams() {
+			return api.Copied{}, api.Errorf(api.ErrValidationFlags, "Cannot use --resume with a tar stream").WithFlag("--resume")
 		}
 	}
 	from, err := s.end(ctx, o.Source)
 	if err != nil {
-		return filetree.Totals{}, err
+		return api.Copied{}, err
 	}
 	defer from.close()
 	to, err := s.end(ctx, o.Destination)
 	if err != nil {
-		return filetree.Totals{}, err
+		return api.Copied{}, err
 	}
 	defer to.close()
 	c := copying{CopyOptions: o, from: from, to: to}
@@ -98,7 +103,9 @@ func (s *Service) Copy(ctx context.Context, o CopyOptions) (filetree.Totals, err
 			err = s.Explain(ctx, e.record, err)
 		}
 	}
-	return totals, err
+	return api.Copied{
+		Files: totals.Files, Directories: totals.Directories, Bytes: totals.Bytes, Skipped: totals.Skipped, Kept: c.kept,
+	}, err
 }
 
 // maxPath is PATH_MAX, in bytes.
@@ -108,6 +115,10 @@ const maxPath = 4096
 type copying struct {
 	CopyOptions
 	from, to *end
+	// wanted is what a resumed copy still lacks, and kept how many files it does
+	// not. Nil: all is wanted.
+	wanted map[string]filetree.Part
+	kept   int64
 }
 
 func (c *copying) run(ctx context.Context) (filetree.Totals, error) {
@@ -122,6 +133,11 @@ func (c *copying) run(ctx context.Context) (filetree.Totals, error) {
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
+	if c.Resume {
+		if err := c.takeUp(ctx, directory, name); err != nil {
+			return filetree.Totals{}, err
+		}
+	}
 	r, err := c.from.read(ctx, name, c)
 	if err != nil {
 		return filetree.Totals{}, err
@@ -134,7 +150,7 @@ func (c *copying) run(ctx context.Context) (filetree.Totals, error) {
 	if skipped, ok := r.(interface{ Skipped() int64 }); ok && err == nil {
 		totals.Skipped += skipped.Skipped()
 	}
-	if err == nil && totals.Files+totals.Directories == 0 && !c.from.streams() && !c.to.streams() {
+	if err == nil && totals.Files+totals.Directories+c.kept == 0 && !c.from.streams() && !c.to.streams() {
 		err = api.Errorf(api.ErrFile, "%s is neither a file nor a directory", c.Source)
 	}
 	return totals, err

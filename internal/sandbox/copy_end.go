@@ -47,11 +47,23 @@ func (e *end) find(ctx context.Context) (guest.Found, error) {
 	return findLocal(e.path)
 }
 
+// list lists what is at a path at this end.
+func (e *end) list(ctx context.Context, path string, o filetree.ListOptions) (map[string]filetree.Entry, error) {
+	var entries filetree.Entries
+	var err error
+	if e.client != nil {
+		err = e.client.ListTree(ctx, path, o, entries.Add)
+	} else {
+		err = fileError(filetree.List(ctx, path, o, entries.Add))
+	}
+	return entries.ByName, err
+}
+
 // read opens a tar stream of what is at this end, its top called name.
 func (e *end) read(ctx context.Context, name string, c *copying) (io.ReadCloser, error) {
 	switch {
 	case e.client != nil:
-		return e.client.ReadTree(ctx, e.path, name)
+		return e.client.ReadTree(ctx, e.path, name, c.wanted)
 	case e.streams():
 		return io.NopCloser(c.Stdin), nil
 	}
@@ -60,7 +72,7 @@ func (e *end) read(ctx context.Context, name string, c *copying) (io.ReadCloser,
 	go func() {
 		defer close(p.done)
 		var err error
-		p.totals, err = filetree.Pack(ctx, w, e.path, filetree.PackOptions{Name: name, Progress: c.Progress})
+		p.totals, err = filetree.Pack(ctx, w, e.path, filetree.PackOptions{Name: name, Wanted: c.wanted, Progress: c.Progress})
 		w.CloseWithError(fileError(err))
 	}()
 	return p, nil
@@ -91,12 +103,12 @@ func (p *packed) Skipped() int64 {
 func (e *end) write(ctx context.Context, directory, name string, r io.Reader, c *copying) (filetree.Totals, error) {
 	switch {
 	case e.client != nil:
-		return e.client.WriteTree(ctx, directory, r, guest.WriteTreeOptions{Name: name, User: c.User, KeepOwners: c.KeepOwners})
+		return e.client.WriteTree(ctx, directory, r, guest.WriteTreeOptions{Name: name, User: c.User, KeepOwners: c.KeepOwners, Resume: c.Resume})
 	case e.streams():
 		n, err := io.Copy(c.Stdout, r)
 		return filetree.Totals{Bytes: n}, err
 	}
-	o := filetree.UnpackOptions{Name: name, Progress: c.Progress, Trusted: c.KeepOwners}
+	o := filetree.UnpackOptions{Name: name, Progress: c.Progress, Trusted: c.KeepOwners, Resume: c.Resume, Parts: c.wanted}
 	if !c.KeepOwners {
 		o.Owner = &filetree.Owner{UID: os.Geteuid(), GID: os.Getegid()}
 	}

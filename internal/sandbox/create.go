@@ -151,8 +151,8 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 		if err := setMain(&spec, image.Config); err != nil {
 			return nil, err
 		}
-		spec.Restart = o.Restart
 	}
+	spec.Restart = o.Restart
 	if spec.Driver, spec.Accelerator, err = choose(ready, o); err != nil {
 		return nil, err
 	}

@@ -34,7 +34,7 @@ type CreateOptions struct {
 	User    string            // of every command: name or uid
 
 	Entrypoint bool   // what the image says is the main process, which the sandbox ends with
-	Restart    string // of the main process: no, always, on-failure, on-failure:N; default no
+	Restart    string // of the main process: no, always, on-failure, on-failure:N; always also starts the sandbox with the host; default no
 
 	Init        bool   // the image's own init becomes PID 1
 	Driver      string // auto, firecracker, qemu
@@ -159,8 +159,9 @@ func (o *CreateOptions) checkRestart() error {
 	if o.Restart == "no" {
 		o.Restart = ""
 	}
-	if o.Restart != "" && !o.Entrypoint {
-		return api.Errorf(api.ErrValidationFlags, "--restart does nothing without --entrypoint").WithFlag("--restart")
+	if o.Restart != "" && o.Restart != "always" && !o.Entrypoint {
+		return api.Errorf(api.ErrValidationFlags, "--restart %s does nothing without --entrypoint", o.Restart).WithFlag("--restart").
+			WithHint("--entrypoint, or --restart always to have the sandbox started with the host")
 	}
 	return nil
 }

@@ -216,7 +216,10 @@ func TestRestart(t *testing.T) {
 			t.Errorf("%q: got error %v, want ErrValidationChoice", bad, err)
 		}
 	}
-	if err := (CreateOptions{Restart: "always"}).Check(); !api.HasCode(err, api.ErrValidationFlags) {
+	if err := (CreateOptions{Restart: "always"}).Check(); err != nil {
+		t.Errorf("with the host: %v", err)
+	}
+	if err := (CreateOptions{Restart: "on-failure"}).Check(); !api.HasCode(err, api.ErrValidationFlags) {
 		t.Errorf("without a main process: got error %v, want ErrValidationFlags", err)
 	}
 }

@@ -71,6 +71,7 @@ func (s *Service) repair(ctx context.Context, id string) error {
 	if record.Host.BootID != store.BootID() {
 		reason = "host restarted"
 	}
+	record.Interrupted = true
 	before := *record
 	if err := s.stopped(record, reason); err != nil {
 		return err

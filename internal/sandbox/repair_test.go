@@ -83,7 +83,7 @@ func TestRepairAfterRestart(t *testing.T) {
 	if err != nil || len(records) != 1 {
 		t.Fatal(records, err)
 	}
-	if got := records[0]; got.ID != r.ID || got.Status != api.StatusStopped || got.Reason != "host restarted" {
+	if got := records[0]; got.ID != r.ID || got.Status != api.StatusStopped || got.Reason != "host restarted" || !got.Interrupted {
 		t.Errorf("list has %+v", got)
 	}
 	if store.ProcessOf(other.Process.Pid) == (store.Process{}) {

@@ -49,7 +49,7 @@ func (s *Service) startOwned(ctx context.Context, record *store.Record, lock *st
 
 // startHooked is startOwned without its hooks.
 func (s *Service) startHooked(ctx context.Context, record *store.Record, lock *store.Lock) error {
-	record.Status, record.Reason, record.Trace = api.StatusCreating, "", nil
+	record.Status, record.Reason, record.Interrupted, record.Trace = api.StatusCreating, "", false, nil
 	if record.Saved == nil {
 		record.Spec.Release, record.Spec.MemoryLeftMiB = s.release(record.Spec.Driver), 0
 	}

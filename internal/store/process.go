@@ -69,10 +69,13 @@ func statFields(pid int, wanted ...int) (values [3]uint64, err error) {
 	return values, nil
 }
 
-// Kill kills the process that p names, if it still is that process. The file
-// descriptor keeps the number from being reused between the check and the
-// signal.
-func (p Process) Kill() error {
+// Kill kills the process that p names, if it still is that process.
+func (p Process) Kill() error { return p.Signal(unix.SIGKILL) }
+
+// Signal sends the process that p names a signal, if it still is that process.
+// The file descriptor keeps the number from being reused between the check and
+// the signal.
+func (p Process) Signal(number unix.Signal) error {
 	if p.PID <= 1 {
 		return nil
 	}
@@ -87,9 +90,9 @@ func (p Process) Kill() error {
 	if ticks, err := startTicks(p.PID); err != nil || ticks != p.StartTicks {
 		return nil
 	}
-	err = unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0)
+	err = unix.PidfdSendSignal(fd, number, nil, 0)
 	if err != nil && !errors.Is(err, unix.ESRCH) {
-		return fmt.Errorf("kill process %d: %w", p.PID, err)
+		return fmt.Errorf("send process %d signal %d: %w", p.PID, number, err)
 	}
 	// What it holds is free only when it is gone.
 	if err := awaitEnd(fd, killWait); err != nil {

@@ -59,6 +59,9 @@ type Record struct {
 	Internal bool `json:"internal,omitempty"`
 	// Ephemeral sandboxes are removed when they stop.
 	Ephemeral bool `json:"ephemeral,omitempty"`
+	// Interrupted sandboxes were stopped by nobody, and did not end by
+	// themselves: the host or their monitor did.
+	Interrupted bool `json:"interrupted,omitempty"`
 
 	// Host is what a running sandbox has on the host.
 	Host Host `json:"host,omitzero"`
@@ -86,7 +89,9 @@ type Spec struct {
 	Workdir       string            `json:"workdir,omitempty"`
 	User          string            `json:"user,omitempty"`
 	// Main is the main process, which the sandbox ends with. Restart says when
-	// it is started again instead, and StopSignal asks it to end.
+	// it is started again instead, and StopSignal asks it to end. With a Restart
+	// of "always" a sandbox that was interrupted is started with the host, also
+	// if it has no main process.
 	Main       []string `json:"main,omitempty"`
 	Restart    string   `json:"restart,omitempty"`
 	StopSignal int      `json:"stop_signal,omitempty"`
