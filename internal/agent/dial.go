@@ -22,9 +22,7 @@ const streamProtocol = "vmsan-stream"
 //
 // It answers 101 once connected, 502 if nothing listens. The end of one direction is passed on as such.
 func (a *Agent) serveDial(w http.ResponseWriter, r *http.Request) {
-	if !strings.EqualFold(r.Header.Get("Upgrade"), streamProtocol) {
-		w.Header().Set("Upgrade", streamProtocol)
-		writeHTTPError(w, httpErrorf(http.StatusUpgradeRequired, "ask to upgrade to %s", streamProtocol))
+	if !asksForStream(w, r) {
 		return
 	}
 	guest, err := dialGuest(r)
@@ -33,27 +31,57 @@ func (a *Agent) serveDial(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer guest.Close()
-	host, buffered, err := http.NewResponseController(w).Hijack()
+	host, early, err := takeStream(w, "")
 	if err != nil {
-		writeHTTPError(w, httpErrorf(http.StatusHTTPVersionNotSupported, "take over the connection: %v", err))
 		return
 	}
 	defer host.Close()
-	if err := acceptUpgrade(host); err != nil {
-		return
-	}
-	splice(host, buffered.Reader, guest)
+	splice(host, early, guest)
 }
 
-func dialGuest(r *http.Request) (net.Conn, error) {
-	network, address := r.URL.Query().Get("network"), r.URL.Query().Get("address")
+// asksForStream tells whether r asks to upgrade, and answers it if it does not.
+func asksForStream(w http.ResponseWriter, r *http.Request) bool {
+	if strings.EqualFold(r.Header.Get("Upgrade"), streamProtocol) {
+		return true
+	}
+	w.Header().Set("Upgrade", streamProtocol)
+	writeHTTPError(w, httpErrorf(http.StatusUpgradeRequired, "ask to upgrade to %s", streamProtocol))
+	return false
+}
+
+// takeStream answers a request with 101 and takes its connection over, of which a part may be in early
+// already. address is told as that of what listens, unless it is empty. If it fails, nobody can be told.
+func takeStream(w http.ResponseWriter, address string) (host net.Conn, early *bufio.Reader, err error) {
+	host, buffered, err := http.NewResponseController(w).Hijack()
+	if err != nil {
+		writeHTTPError(w, httpErrorf(http.StatusHTTPVersionNotSupported, "take over the connection: %v", err))
+		return nil, nil, err
+	}
+	if err := acceptUpgrade(host, address); err != nil {
+		host.Close()
+		return nil, nil, err
+	}
+	return host, buffered.Reader, nil
+}
+
+// endpoint is the network and the address that a request names.
+func endpoint(r *http.Request) (network, address string, err error) {
+	network, address = r.URL.Query().Get("network"), r.URL.Query().Get("address")
 	switch network {
 	case "tcp", "tcp4", "tcp6", "unix":
 	default:
-		return nil, httpErrorf(http.StatusBadRequest, "network '%s' is neither tcp nor unix", network)
+		return "", "", httpErrorf(http.StatusBadRequest, "network '%s' is neither tcp nor unix", network)
 	}
 	if address == "" || len(address) > maxPath {
-		return nil, httpErrorf(http.StatusBadRequest, "address '%s' is not one", address)
+		return "", "", httpErrorf(http.StatusBadRequest, "address '%s' is not one", address)
+	}
+	return network, address, nil
+}
+
+func dialGuest(r *http.Request) (net.Conn, error) {
+	network, address, err := endpoint(r)
+	if err != nil {
+		return nil, err
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), dialTimeout)
 	defer cancel()
@@ -65,12 +93,15 @@ func dialGuest(r *http.Request) (net.Conn, error) {
 	return conn, nil
 }
 
-func acceptUpgrade(host net.Conn) error {
+func acceptUpgrade(host net.Conn, address string) error {
 	// The server may have left a deadline on it.
 	if err := host.SetDeadline(time.Time{}); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintf(host, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n", streamProtocol)
+	if address != "" {
+		address = addressHeader + ": " + printableHeader(address) + "\r\n"
+	}
+	_, err := fmt.Fprintf(host, "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: %s\r\n%s\r\n", streamProtocol, address)
 	return err
 }
 
