@@ -178,6 +178,8 @@ func (a *Agent) HostHandler() http.Handler {
 	mux.HandleFunc("GET /vmsan/dial", a.serveDial)
 	mux.HandleFunc("GET /vmsan/listen", a.serveListen)
 	mux.HandleFunc("GET /vmsan/accept", a.serveAccept)
+	mux.HandleFunc("GET /vmsan/ports", a.servePorts)
+	mux.HandleFunc("GET /vmsan/stats", a.serveStats)
 	mux.HandleFunc("GET /vmsan/tree", a.serveTree)
 	mux.HandleFunc("PUT /vmsan/tree", a.takeTree)
 	return allowOrigins(withTrust(mux))

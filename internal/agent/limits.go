@@ -24,6 +24,7 @@ const (
 	maxMetadata    = 4096           // bytes of keys and values on one file
 	maxMetadataKey = 246            // bytes; 255 less "user.e2b."
 	maxEntropy     = 4096           // bytes of one Configure
+	maxListening   = 4096           // sockets that the host is told of
 	maxDoors       = 64             // ports and sockets that the host listens on at once
 	maxResolvers   = 16             // servers, and search domains, each
 	maxInitBody    = 1 << 20        // bytes of JSON for /init and /files/compose

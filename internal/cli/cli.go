@@ -203,7 +203,7 @@ func (a *app) addCommands(root *cobra.Command) {
 		{"Commands in a sandbox:", []*cobra.Command{
 			a.execCommand(), a.connectCommand(), a.sessionsCommand(), a.psCommand(), a.attachCommand(), a.killCommand(),
 		}},
-		{"Files and ports of a sandbox:", []*cobra.Command{a.cpCommand(), a.uploadCommand(), a.downloadCommand(), a.portForwardCommand()}},
+		{"Files and ports of a sandbox:", []*cobra.Command{a.cpCommand(), a.uploadCommand(), a.downloadCommand(), a.portsCommand(), a.portForwardCommand()}},
 		{"Images and volumes:", []*cobra.Command{a.imageCommand(), a.volumeCommand()}},
 		{"This program:", []*cobra.Command{
 			a.setupCommand(), a.doctorCommand(), a.gcCommand(), a.dfCommand(), a.templateCommand(), a.versionCommand(), a.completionCommand(root),
