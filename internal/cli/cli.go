@@ -197,7 +197,7 @@ func (a *app) addCommands(root *cobra.Command) {
 	}{
 		{"Sandboxes:", []*cobra.Command{
 			a.runCommand(), a.createCommand(), a.listCommand(), a.inspectCommand(), a.startCommand(), a.stopCommand(),
-			a.restartCommand(), a.removeCommand(), a.waitCommand(), a.renameCommand(), a.resizeCommand(), a.logsCommand(), a.networkCommand(),
+			a.restartCommand(), a.removeCommand(), a.waitCommand(), a.renameCommand(), a.resizeCommand(), a.statsCommand(), a.logsCommand(), a.networkCommand(),
 			a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.restoreCommand(), a.snapshotCommand(),
 		}},
 		{"Commands in a sandbox:", []*cobra.Command{
