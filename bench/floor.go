@@ -193,4 +193,21 @@ func (m *machine) produce(how byte) (time.Duration, error) {
 	return time.Since(began), nil
 }
 
+// consume has the guest read what is written to it.
+func (m *machine) consume() (time.Duration, error) {
+	m.data.SetDeadline(time.Now().Add(5 * time.Minute))
+	return timed(func() error {
+		if _, err := m.data.Write([]byte{request.Sink}); err != nil {
+			return err
+		}
+		zeros := make([]byte, 256<<10)
+		for sent := 0; sent < request.DumpBytes; sent += len(zeros) {
+			if _, err := m.data.Write(zeros); err != nil {
+				return err
+			}
+		}
+		return awaitByte(m.data, request.Sink)
+	})
+}
+
 func (m *machine) stop(ctx context.Context) error { return m.vm.Stop(ctx) }
