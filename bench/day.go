@@ -155,7 +155,7 @@ func (p *program) end() {
 
 // echo is a key that is typed in connect, until it shows.
 func (b *bench) echo(ctx context.Context, vm string, m *machine) error {
-	cmd := exec.CommandContext(ctx, b.vmsan, "--dir", b.state, "connect", vm, "cat")
+	cmd := exec.CommandContext(ctx, b.vmsan, "--dir", b.state, "connect", vm, "sh", "-c", "echo READY; exec cat")
 	terminal, err := pty.Start(cmd)
 	if err != nil {
 		return err
@@ -171,12 +171,9 @@ func (b *bench) echo(ctx context.Context, vm string, m *machine) error {
 		}
 		return awaitByte(terminal, key)
 	}
-	// What is typed before cat runs shows, too.
-	for range 3 {
-		if err := press('w'); err != nil {
-			return err
-		}
-		time.Sleep(200 * time.Millisecond)
+	// Until then our own terminal would show what is typed.
+	if err := awaitByte(terminal, 'Y'); err != nil {
+		return err
 	}
 	var ours, theirs []time.Duration
 	for i := range 3 * quick {

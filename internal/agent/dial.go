@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"strings"
+	"sync"
 	"time"
 )
 
@@ -110,12 +111,12 @@ func splice(host net.Conn, early *bufio.Reader, guest net.Conn) {
 	done := make(chan struct{})
 	go func() {
 		defer close(done)
-		carry(host, guest)
+		carry(host, guest, copyToHost)
 	}()
 	// What the host sent together with its request is in the reader of the server.
 	first := io.LimitReader(early, int64(early.Buffered()))
 	if _, err := io.Copy(guest, first); err == nil {
-		carry(guest, host)
+		carry(guest, host, copyToGuest)
 	} else {
 		guest.Close()
 	}
@@ -124,13 +125,35 @@ func splice(host net.Conn, early *bufio.Reader, guest net.Conn) {
 
 // carry copies until from ends and then closes to for writing. On an error it closes both: the other
 // direction must not wait for ever.
-func carry(to, from net.Conn) {
-	if _, err := io.Copy(to, from); err != nil {
+func carry(to, from net.Conn, copy func(to, from net.Conn) error) {
+	if err := copy(to, from); err != nil {
 		to.Close()
 		from.Close()
 		return
 	}
 	closeWrite(to)
+}
+
+// copyToHost copies in pieces as large as those of a command's output, for what is written to the port in each
+// write costs an exit to the VMM.
+func copyToHost(host, guest net.Conn) error {
+	buffer := spliceBuffers.Get().(*[chunkSize]byte)
+	defer spliceBuffers.Put(buffer)
+	_, err := io.CopyBuffer(struct{ io.Writer }{host}, struct{ io.Reader }{guest}, buffer[:])
+	return err
+}
+
+var spliceBuffers = sync.Pool{New: func() any { return new([chunkSize]byte) }}
+
+// copyToGuest has a stream write what it holds by itself, without a buffer between.
+func copyToGuest(guest, host net.Conn) error {
+	c, ok := host.(*call)
+	if !ok {
+		_, err := io.Copy(guest, host)
+		return err
+	}
+	_, err := c.reader.WriteTo(struct{ io.Writer }{guest})
+	return err
 }
 
 // closeWrite ends one direction, of a connection that can do that.
