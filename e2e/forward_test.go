@@ -106,6 +106,7 @@ func (h *host) forward(args ...string) (*exec.Cmd, []api.Forwarding) {
 // TestReverseForward has a sandbox without a network reach one port and one
 // socket of the host's.
 func TestReverseForward(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "box", "--network", "none")
 	socket := filepath.Join(t.TempDir(), "socket")

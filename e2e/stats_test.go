@@ -182,6 +182,7 @@ func TestStats(t *testing.T) {
 
 // TestStatsOnTerminal sees one table, whose figures change.
 func TestStatsOnTerminal(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "box", "--network", "none")
 	s := h.newScreen(t)
