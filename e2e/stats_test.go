@@ -94,7 +94,7 @@ while True:
 func TestStats(t *testing.T) {
 	h := newHost(t)
 	h.must("create", "--name", "idle", "--network", "none")
-	h.must("create", "--name", "busy", "--publish", "18080:80")
+	h.must("create", "--name", "busy", "--publish", "18480:80")
 	h.startPython("busy", server, "/root/up")
 	m := h.stats(t)
 	h.must("exec", "-d", "busy", "sh", "-c", "while :; do :; done")
@@ -118,7 +118,7 @@ func TestStats(t *testing.T) {
 	// Memory that is taken, a disk that is written to, and a network that is used show.
 	h.must("exec", "-d", "busy", "python3", "-c", "held = b'x' * 60_000_000; import time; time.sleep(100000)")
 	h.sh("busy", "dd if=/dev/urandom of=/root/data bs=1M count=20 conv=fsync 2>/dev/null")
-	conn, err := net.Dial("tcp", "127.0.0.1:18080")
+	conn, err := net.Dial("tcp", "127.0.0.1:18480")
 	if err != nil {
 		t.Fatal(err)
 	}
