@@ -19,6 +19,7 @@ import (
 	"github.com/vmsan/vmsan/internal/kernel"
 	"github.com/vmsan/vmsan/internal/setup"
 	"github.com/vmsan/vmsan/internal/store"
+	"github.com/vmsan/vmsan/internal/timing"
 	"github.com/vmsan/vmsan/internal/vmm"
 	"github.com/vmsan/vmsan/internal/vmm/qemu"
 )
@@ -191,6 +192,23 @@ func (m *machine) produce(how byte) (time.Duration, error) {
 		got += n
 	}
 	return time.Since(began), nil
+}
+
+// consume has the guest read what is written to it.
+func (m *machine) consume() (time.Duration, error) {
+	m.data.SetDeadline(time.Now().Add(5 * time.Minute))
+	return timing.Timed(func() error {
+		if _, err := m.data.Write([]byte{request.Sink}); err != nil {
+			return err
+		}
+		zeros := make([]byte, 256<<10)
+		for sent := 0; sent < request.DumpBytes; sent += len(zeros) {
+			if _, err := m.data.Write(zeros); err != nil {
+				return err
+			}
+		}
+		return awaitByte(m.data, request.Sink)
+	})
 }
 
 func (m *machine) stop(ctx context.Context) error { return m.vm.Stop(ctx) }

@@ -23,7 +23,7 @@ func main() {
 	flag.StringVar(&b.state, "state", "", "a state directory that is set up")
 	flag.IntVar(&b.rounds, "rounds", 7, "runs of each slow measurement; the median counts")
 	flag.IntVar(&soak, "soak", 0, "instead, boot this many times in a row on a busy host")
-	flag.StringVar(&b.only, "only", "", "measure this alone: cold, memory, exec, unary, stdout, restore, network, firecracker, gate, image, size, pull or list")
+	flag.StringVar(&b.only, "only", "", "measure this alone: cold, memory, exec, unary, stdout, forward, echo, copy, small, restore, network, firecracker, gate, image, size, pull or list")
 	flag.Parse()
 	var err error
 	if b.world, err = lab.Enter(); err == nil {

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strings"
 	"time"
 
@@ -52,10 +53,8 @@ func (b *bench) all(ctx context.Context) error {
 			return err
 		}
 	}
-	if b.wants("memory") || b.wants("exec") || b.wants("unary") || b.wants("stdout") {
-		if err := b.running(ctx); err != nil {
-			return err
-		}
+	if err := b.running(ctx); err != nil {
+		return err
 	}
 	if b.wants("restore") {
 		if err := b.restore(ctx); err != nil {
@@ -132,6 +131,18 @@ func (b *bench) coldRun(ctx context.Context) error {
 
 // running measures what is done with a sandbox that runs.
 func (b *bench) running(ctx context.Context) error {
+	type part struct {
+		name    string
+		measure func(context.Context, string, *machine) error
+	}
+	parts := []part{
+		{"memory", b.memory}, {"exec", b.exec}, {"unary", b.unary}, {"stdout", b.stdout},
+		{"forward", b.forward}, {"echo", b.echo}, {"copy", b.copies}, {"small", b.small},
+	}
+	parts = slices.DeleteFunc(parts, func(p part) bool { return !b.wants(p.name) })
+	if len(parts) == 0 {
+		return nil
+	}
 	var id bytes.Buffer
 	if _, err := b.command(ctx, b.state, &id, "create"); err != nil {
 		return err
@@ -143,14 +154,8 @@ func (b *bench) running(ctx context.Context) error {
 		return err
 	}
 	defer m.stop(ctx)
-	for _, part := range []struct {
-		name    string
-		measure func(context.Context, string, *machine) error
-	}{{"memory", b.memory}, {"exec", b.exec}, {"unary", b.unary}, {"stdout", b.stdout}} {
-		if !b.wants(part.name) {
-			continue
-		}
-		if err := part.measure(ctx, vm, m); err != nil {
+	for _, p := range parts {
+		if err := p.measure(ctx, vm, m); err != nil {
 			return err
 		}
 	}

@@ -52,6 +52,13 @@ func TestWithoutRoot(t *testing.T) {
 	if vm.Isolation == nil || vm.Isolation.UID != user || vm.Isolation.Namespaces || vm.Isolation.Cgroup {
 		t.Errorf("isolation is %+v", vm.Isolation)
 	}
+	var stats api.Stats
+	if err := json.Unmarshal([]byte(run("stats", "--no-stream", "--json", "web")), &stats); err != nil {
+		t.Fatal(err)
+	}
+	if stats.Host == nil || stats.Host.RSSBytes == 0 || stats.Host.Disk == nil || stats.Rates == nil || stats.Guest == nil {
+		t.Errorf("stats are %+v", stats)
+	}
 	run("exec", "web", "sh", "-c", "echo kept > /root/file")
 	run("stop", "--timeout", "1m", "web")
 	run("start", "web")

@@ -128,6 +128,15 @@ func answer(port *os.File) error {
 			if err := cmd.Run(); err != nil {
 				return err
 			}
+		case request.Sink:
+			for taken := 0; taken < request.DumpBytes; {
+				n, err := port.Read(zeros[:min(len(zeros), request.DumpBytes-taken)])
+				if err != nil {
+					return err
+				}
+				taken += n
+			}
+			port.Write(what)
 		case request.Dump:
 			for sent := 0; sent < request.DumpBytes; sent += len(zeros) {
 				if _, err := port.Write(zeros); err != nil {

@@ -105,6 +105,7 @@ type Agent struct {
 	forest   forest
 	table    table
 	watchers watchers
+	doors    doors
 	cpu      cpuMeter
 	contract func() http.Handler // what both doors serve; made once
 	frozen   atomic.Bool         // the disk takes no writes, since Freeze
@@ -175,6 +176,10 @@ func (a *Agent) HostHandler() http.Handler {
 	mux.Handle(guestv1connect.NewHostHandler(&hostService{agent: a}, connectOptions()...))
 	mux.HandleFunc("POST /init", a.serveInit)
 	mux.HandleFunc("GET /vmsan/dial", a.serveDial)
+	mux.HandleFunc("GET /vmsan/listen", a.serveListen)
+	mux.HandleFunc("GET /vmsan/accept", a.serveAccept)
+	mux.HandleFunc("GET /vmsan/ports", a.servePorts)
+	mux.HandleFunc("GET /vmsan/stats", a.serveStats)
 	mux.HandleFunc("GET /vmsan/tree", a.serveTree)
 	mux.HandleFunc("POST /vmsan/tree", a.serveTree)
 	mux.HandleFunc("PUT /vmsan/tree", a.takeTree)

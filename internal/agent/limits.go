@@ -5,28 +5,31 @@ import "time"
 // What one guest may ask of its agent at most. They keep a broken or hostile caller from exhausting the
 // agent, not from using the machine.
 const (
-	maxProcesses   = 4096             // running at once
-	maxEnded       = 64               // ended ones remembered, of each kind: output kept, and not
-	maxPath        = 4096             // bytes; PATH_MAX
-	maxArguments   = 1 << 20          // bytes of argv with their NULs; the kernel allows a quarter of the stack
-	maxEnvironment = 1 << 20          // bytes of an environment with its NULs
-	maxTag         = 256              // bytes
-	maxMessage     = 16 << 20         // bytes of one request message
-	maxSubscribers = 64               // streams following one process
-	maxWatchers    = 64               // each takes an inotify instance; the kernel gives root 128
-	maxWatchedDirs = 8192             // of one recursive watch
-	maxWatchQueue  = 16384            // events waiting for one polling client
-	maxEntries     = 200_000          // of one ListDir
-	maxDepth       = 64               // of one ListDir
-	maxParts       = 4096             // files of one upload
-	maxSources     = 1024             // of one compose
-	maxAccountFile = 4 << 20          // bytes read of /etc/passwd and /etc/group
-	maxMetadata    = 4096             // bytes of keys and values on one file
-	maxMetadataKey = 246              // bytes; 255 less "user.e2b."
-	maxEntropy     = 4096             // bytes of one Configure
-	maxResolvers   = 16               // servers, and search domains, each
-	maxInitBody    = 1 << 20          // bytes of JSON for /init and /files/compose
-	maxKeepalive   = 24 * time.Hour   // longest interval a client may ask for
+	maxProcesses   = 4096           // running at once
+	maxEnded       = 64             // ended ones remembered, of each kind: output kept, and not
+	maxPath        = 4096           // bytes; PATH_MAX
+	maxArguments   = 1 << 20        // bytes of argv with their NULs; the kernel allows a quarter of the stack
+	maxEnvironment = 1 << 20        // bytes of an environment with its NULs
+	maxTag         = 256            // bytes
+	maxMessage     = 16 << 20       // bytes of one request message
+	maxSubscribers = 64             // streams following one process
+	maxWatchers    = 64             // each takes an inotify instance; the kernel gives root 128
+	maxWatchedDirs = 8192           // of one recursive watch
+	maxWatchQueue  = 16384          // events waiting for one polling client
+	maxEntries     = 200_000        // of one ListDir
+	maxDepth       = 64             // of one ListDir
+	maxParts       = 4096           // files of one upload
+	maxSources     = 1024           // of one compose
+	maxAccountFile = 4 << 20        // bytes read of /etc/passwd and /etc/group
+	maxMetadata    = 4096           // bytes of keys and values on one file
+	maxMetadataKey = 246            // bytes; 255 less "user.e2b."
+	maxEntropy     = 4096           // bytes of one Configure
+	maxListening   = 4096           // sockets that the host is told of
+	maxDoors       = 64             // ports and sockets that the host listens on at once
+	maxResolvers   = 16             // servers, and search domains, each
+	maxInitBody    = 1 << 20        // bytes of JSON for /init and /files/compose
+	maxKeepalive   = 24 * time.Hour // longest interval a client may ask for
+	acceptPause    = 100 * time.Millisecond
 	dialTimeout    = 30 * time.Second // to a port or socket in the guest
 )
 

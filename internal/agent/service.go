@@ -12,8 +12,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 )
 
 func serveHealth(w http.ResponseWriter, _ *http.Request) {
@@ -63,9 +61,9 @@ func (a *Agent) measure(now time.Time) (*metrics, error) {
 	if err != nil {
 		return nil, fmt.Errorf("measure CPU: %w", err)
 	}
-	var disk unix.Statfs_t
-	if err := unix.Statfs(a.config.SystemRoot, &disk); err != nil {
-		return nil, fmt.Errorf("measure disk: %w", err)
+	diskTotal, diskUsed, err := a.measureDisk()
+	if err != nil {
+		return nil, err
 	}
 	total, available, cache := parseMeminfo(memory)
 	m := &metrics{
@@ -75,8 +73,8 @@ func (a *Agent) measure(now time.Time) (*metrics, error) {
 		MemTotal:  total,
 		MemUsed:   total - min(available, total),
 		MemCache:  cache,
-		DiskTotal: disk.Blocks * uint64(disk.Bsize),
-		DiskUsed:  (disk.Blocks - disk.Bfree) * uint64(disk.Bsize),
+		DiskTotal: diskTotal,
+		DiskUsed:  diskUsed,
 	}
 	m.MemTotalMiB, m.MemUsedMiB = m.MemTotal>>20, m.MemUsed>>20
 	return m, nil

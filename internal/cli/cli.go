@@ -223,13 +223,15 @@ func (a *app) addCommands(root *cobra.Command) {
 	}{
 		{"Sandboxes:", []*cobra.Command{
 			a.runCommand(), a.createCommand(), a.listCommand(), a.inspectCommand(), a.startCommand(), a.stopCommand(),
-			a.restartCommand(), a.removeCommand(), a.waitCommand(), a.extendCommand(), a.renameCommand(), a.resizeCommand(), a.logsCommand(), a.networkCommand(),
+			a.restartCommand(), a.removeCommand(), a.waitCommand(), a.extendCommand(), a.renameCommand(), a.resizeCommand(), a.statsCommand(), a.logsCommand(), a.networkCommand(),
 			a.pauseCommand(), a.resumeCommand(), a.forkCommand(), a.restoreCommand(), a.snapshotCommand(),
 		}},
 		{"Commands in a sandbox:", []*cobra.Command{
 			a.execCommand(), a.connectCommand(), a.sessionsCommand(), a.psCommand(), a.attachCommand(), a.killCommand(),
 		}},
-		{"Files and ports of a sandbox:", []*cobra.Command{a.cpCommand(), a.syncCommand(), a.uploadCommand(), a.downloadCommand(), a.portForwardCommand()}},
+		{"Files and ports of a sandbox:", []*cobra.Command{
+			a.cpCommand(), a.syncCommand(), a.uploadCommand(), a.downloadCommand(), a.portsCommand(), a.portForwardCommand(),
+		}},
 		{"Images and volumes:", []*cobra.Command{a.imageCommand(), a.volumeCommand()}},
 		{"This program:", []*cobra.Command{
 			a.setupCommand(), a.recoverCommand(), a.doctorCommand(), a.benchCommand(), a.gcCommand(), a.dfCommand(), a.eventsCommand(), a.templateCommand(), a.configCommand(),

@@ -318,7 +318,12 @@ func (g *gate) connect(ctx context.Context, client net.Conn) error {
 	}()
 	// A stream writes by itself.
 	_, err = io.Copy(client, stream)
-	client.Close()
+	if s, ok := stream.(*link.Stream); err == nil && ok && !s.Gone() {
+		// The guest has said all it has to say, and still listens.
+		sockets.CloseWrite(client)
+	} else {
+		client.Close()
+	}
 	return errors.Join(err, <-up)
 }
 

@@ -90,6 +90,29 @@ func (c *Client) Health(ctx context.Context) error {
 	return nil
 }
 
+// ask returns the body of what the agent answers to a plain call.
+func (c *Client) ask(ctx context.Context, path string) ([]byte, error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, baseURL+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	response, err := c.http.Do(request)
+	if err != nil {
+		return nil, linkError(err)
+	}
+	defer response.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(response.Body, maxMessage+1))
+	switch {
+	case err != nil:
+		return nil, linkError(err)
+	case len(body) > maxMessage:
+		return nil, api.Errorf(api.ErrGuest, "the guest's agent answers with more than %d bytes", maxMessage)
+	case response.StatusCode != http.StatusOK:
+		return nil, api.Errorf(api.ErrGuest, "the guest's agent says %s: %s", printable(response.Status), printable(string(body)))
+	}
+	return body, nil
+}
+
 // PowerOff asks the guest to end in order: processes first, then its disks
 // are synced. It returns when the guest has begun. grace is how long it has
 // before it is ended by force.

@@ -20,8 +20,12 @@ const streamProtocol = "vmsan-stream"
 // dialTime is how long the guest may take to connect to a port of its own.
 const dialTime = 15 * time.Second
 
-// maxAnswer bounds the head of the answer to a dial, in bytes.
-const maxAnswer = 16 << 10
+// maxAnswer bounds the head of the answer to a dial, and maxRefusal what is
+// heard of why there is none, in bytes.
+const (
+	maxAnswer  = 16 << 10
+	maxRefusal = 512
+)
 
 // DialPort connects to what listens in the guest: network is "tcp" or "unix",
 // address is as for net.Dial, in the guest. The connection has a CloseWrite if
@@ -31,7 +35,7 @@ func (c *Client) DialPort(ctx context.Context, network, address string) (net.Con
 	if err != nil {
 		return nil, linkError(err)
 	}
-	conn, err := upgrade(stream, network, address)
+	conn, _, err := upgrade(stream, "dial", url.Values{"network": {network}, "address": {address}}, dialTime)
 	if err != nil {
 		stream.Close()
 		return nil, fmt.Errorf("dial %s in the guest: %w", address, err)
@@ -39,15 +43,27 @@ func (c *Client) DialPort(ctx context.Context, network, address string) (net.Con
 	return conn, nil
 }
 
-func upgrade(stream net.Conn, network, address string) (net.Conn, error) {
-	if err := stream.SetDeadline(time.Now().Add(dialTime)); err != nil {
-		return nil, err
+// refusal is why the guest did not upgrade a stream.
+type refusal struct {
+	status int
+	reason string
+}
+
+func (r *refusal) Error() string { return r.reason }
+
+// upgrade asks the agent to do something with a stream, and returns what it is
+// then, with the header of the answer. The answer may take as long as limit; 0
+// is for ever. An error of the guest's own is api.ErrGuest and a *refusal.
+func upgrade(stream net.Conn, verb string, query url.Values, limit time.Duration) (net.Conn, http.Header, error) {
+	if limit > 0 {
+		if err := stream.SetDeadline(time.Now().Add(limit)); err != nil {
+			return nil, nil, err
+		}
 	}
-	query := url.Values{"network": {network}, "address": {address}}
-	_, err := fmt.Fprintf(stream, "GET /vmsan/dial?%s HTTP/1.1\r\nHost: guest\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n",
-		query.Encode(), streamProtocol)
+	_, err := fmt.Fprintf(stream, "GET /vmsan/%s?%s HTTP/1.1\r\nHost: guest\r\nConnection: Upgrade\r\nUpgrade: %s\r\n\r\n",
+		verb, query.Encode(), streamProtocol)
 	if err != nil {
-		return nil, linkError(err)
+		return nil, nil, linkError(err)
 	}
 	// The reader may hold what comes behind the head, and no more than that:
 	// the limit is lifted once the head is read.
@@ -55,18 +71,19 @@ func upgrade(stream net.Conn, network, address string) (net.Conn, error) {
 	buffered := bufio.NewReader(head)
 	response, err := http.ReadResponse(buffered, nil)
 	if err != nil {
-		return nil, linkError(err)
+		return nil, nil, linkError(err)
 	}
 	if response.StatusCode != http.StatusSwitchingProtocols {
 		defer response.Body.Close()
-		text, _ := io.ReadAll(io.LimitReader(response.Body, 512)) // what there is of a reason
-		return nil, api.Errorf(api.ErrGuest, "%s: %s", response.Status, printable(string(text)))
+		text, _ := io.ReadAll(io.LimitReader(response.Body, maxRefusal)) // what there is of a reason
+		reason := fmt.Sprintf("%s: %s", printable(response.Status), printable(string(text)))
+		return nil, nil, api.Errorf(api.ErrGuest, "%w", &refusal{response.StatusCode, reason})
 	}
 	if err := stream.SetDeadline(time.Time{}); err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	early := io.LimitReader(buffered, int64(buffered.Buffered()))
-	return &upgraded{Conn: stream, r: io.MultiReader(early, stream)}, nil
+	return &upgraded{Conn: stream, r: io.MultiReader(early, stream)}, response.Header, nil
 }
 
 // upgraded is a stream of which a part was read already.

@@ -242,6 +242,14 @@ func (s *Stream) MoveFrom(pipe *os.File, most, headSize int, head func(n int) []
 	return n, err
 }
 
+// Gone tells whether the other side has closed the stream, and not merely said
+// all it has to say.
+func (s *Stream) Gone() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.gone || s.broken != nil
+}
+
 // CloseWrite ends what is sent. Reading goes on.
 func (s *Stream) CloseWrite() error { return s.end(false) }
 

@@ -11,6 +11,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/gate/sockets"
@@ -29,9 +30,13 @@ type Endpoint struct {
 	Address string
 }
 
-// Forwarding leads connections to Local on to Remote, over the guest link:
-// whatever the sandbox may reach, and without a network.
-type Forwarding struct{ Local, Remote Endpoint }
+// Forwarding leads connections to Local, on the host, on to Remote, in the
+// sandbox, over the guest link: whatever the sandbox may reach, and without a
+// network. A reverse one leads connections to Remote on to Local.
+type Forwarding struct {
+	Local, Remote Endpoint
+	Reverse       bool
+}
 
 const loopback = "127.0.0.1"
 
@@ -55,6 +60,47 @@ func ParseForwarding(text string) (Forwarding, error) {
 		return Forwarding{}, invalidForwarding(text)
 	}
 	return Forwarding{Local: local, Remote: remote}, nil
+}
+
+// ParseReverse reads [ADDRESS:]PORT:TARGET. PORT is one of the sandbox, 0 for
+// any that is free, or the absolute path of a socket; without ADDRESS only the
+// sandbox itself can connect. TARGET is HOST:PORT, a port of this host's
+// loopback, or the absolute path of a socket.
+func ParseReverse(text string) (Forwarding, error) {
+	for _, colon := range colons(text) {
+		begin, end := text[:colon], text[colon+1:]
+		remote, err := parseEndpoint(begin, 0)
+		if err != nil {
+			continue
+		}
+		if local, err := parseTarget(end); err == nil {
+			return Forwarding{Local: local, Remote: remote, Reverse: true}, nil
+		}
+	}
+	return Forwarding{}, api.Errorf(api.ErrValidationPort, "Invalid forwarding: %.200q. Must be [ADDRESS:]PORT:TARGET, where TARGET is HOST:PORT, "+
+		"a port of this host, or the absolute path of a socket.", text).WithFlag("--reverse").WithHint("vmsan port-forward VM -R 5432:127.0.0.1:5432")
+}
+
+func colons(text string) (at []int) {
+	for i, c := range []byte(text) {
+		if c == ':' {
+			at = append(at, i)
+		}
+	}
+	return at
+}
+
+// parseTarget reads where a reverse forwarding leads.
+func parseTarget(text string) (Endpoint, error) {
+	if host, port, err := net.SplitHostPort(text); err == nil && host != "" && !strings.ContainsAny(host, "/ ") {
+		if n, err := strconv.ParseUint(port, 10, 16); err == nil && n > 0 {
+			return Endpoint{"tcp", text}, nil
+		}
+	}
+	if strings.ContainsRune(text, ':') {
+		return Endpoint{}, errEndpoint
+	}
+	return parseEndpoint(text, 1)
 }
 
 func cutLast(text string) (left, right string, found bool) {
@@ -103,7 +149,8 @@ func (s *Service) Forward(ctx context.Context, ref string, forwardings []Forward
 		return err
 	}
 	defer client.Close()
-	listeners, open, err := listenAll(forwardings)
+	f := forwarder{service: s, record: record, client: client}
+	listeners, open, err := f.listenAll(ctx, forwardings)
 	defer func() {
 		for _, l := range listeners {
 			l.Close()
@@ -113,12 +160,11 @@ func (s *Service) Forward(ctx context.Context, ref string, forwardings []Forward
 		return err
 	}
 	listening(open)
-	f := forwarder{service: s, record: record, client: client}
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	var serving sync.WaitGroup
 	for i, l := range listeners {
-		serving.Go(func() { cancel(f.serve(ctx, l, forwardings[i].Remote)) })
+		serving.Go(func() { cancel(f.serve(ctx, l, forwardings[i])) })
 	}
 	go func() { cancel(f.awaitEnd(ctx)) }()
 	<-ctx.Done()
@@ -127,17 +173,47 @@ func (s *Service) Forward(ctx context.Context, ref string, forwardings []Forward
 	return context.Cause(ctx)
 }
 
-func listenAll(forwardings []Forwarding) (listeners []net.Listener, open []Forwarding, err error) {
-	for _, f := range forwardings {
-		l, err := net.Listen(f.Local.Network, f.Local.Address)
+// forwarder is one call of Forward.
+type forwarder struct {
+	service *Service
+	record  *store.Record
+	client  *guest.Client
+	server  sockets.Server
+}
+
+// listenAll returns what it has made also if it fails.
+func (f *forwarder) listenAll(ctx context.Context, forwardings []Forwarding) (listeners []net.Listener, open []Forwarding, err error) {
+	for _, w := range forwardings {
+		l, err := f.listen(ctx, &w)
 		if err != nil {
-			return listeners, nil, listenError(f.Local.Address, err)
+			return listeners, nil, err
 		}
-		listeners = append(listeners, l)
-		f.Local.Address = l.Addr().String()
-		open = append(open, f)
+		listeners, open = append(listeners, l), append(open, w)
 	}
 	return listeners, open, nil
+}
+
+// listen listens where connections of w begin, and writes into it where that
+// is.
+func (f *forwarder) listen(ctx context.Context, w *Forwarding) (net.Listener, error) {
+	if w.Reverse {
+		l, err := f.client.Listen(ctx, w.Remote.Network, w.Remote.Address)
+		if errors.Is(err, guest.ErrAddressInUse) {
+			return nil, api.Errorf(api.ErrValidationPortConflict, "%s is in use in VM %s", w.Remote.Address, f.record.ID).WithVM(f.record.ID).
+				WithHint("vmsan ports %s", f.record.ID)
+		}
+		if err != nil {
+			return nil, f.service.Explain(ctx, f.record, err)
+		}
+		w.Remote.Address = l.Addr().String()
+		return l, nil
+	}
+	l, err := net.Listen(w.Local.Network, w.Local.Address)
+	if err != nil {
+		return nil, listenError(w.Local.Address, err)
+	}
+	w.Local.Address = l.Addr().String()
+	return l, nil
 }
 
 func listenError(address string, err error) error {
@@ -152,25 +228,39 @@ func listenError(address string, err error) error {
 	return api.Errorf(api.ErrValidationAddress, "cannot listen on %s: %w", address, err)
 }
 
-// forwarder is one call of Forward.
-type forwarder struct {
-	service *Service
-	record  *store.Record
-	client  *guest.Client
-	server  sockets.Server
-}
-
-func (f *forwarder) serve(ctx context.Context, l net.Listener, remote Endpoint) error {
-	return f.server.Accept(l, maxForwarded, func(conn net.Conn) {
-		stream, err := f.client.DialPort(ctx, remote.Network, remote.Address)
+// serve returns why no more is forwarded.
+func (f *forwarder) serve(ctx context.Context, l net.Listener, w Forwarding) error {
+	err := f.server.Accept(l, maxForwarded, func(conn net.Conn) {
+		onward, err := f.dial(ctx, w)
 		if err != nil {
-			f.service.log.Warn("forward", "to", remote.Address, "error", err)
+			f.service.log.Warn("forward", "error", err)
 			sockets.Cut(conn)
 			return
 		}
+		if !f.server.Hold(onward) {
+			return
+		}
+		defer f.server.Release(onward)
 		// How either ends is the business of who talks.
-		_ = sockets.Join(conn, stream)
+		_ = sockets.Join(conn, onward)
 	}, sockets.Cut)
+	if theirs, ok := l.(*guest.Listener); ok && ctx.Err() == nil {
+		err = f.service.Explain(ctx, f.record, theirs.Err())
+	}
+	return err
+}
+
+// dialTime is how long what a reverse forwarding leads to may take.
+const dialTime = 30 * time.Second
+
+// dial connects to where w leads, which the user has named: nothing that the
+// guest says is part of it.
+func (f *forwarder) dial(ctx context.Context, w Forwarding) (net.Conn, error) {
+	if !w.Reverse {
+		return f.client.DialPort(ctx, w.Remote.Network, w.Remote.Address)
+	}
+	dialer := net.Dialer{Timeout: dialTime}
+	return dialer.DialContext(ctx, w.Local.Network, w.Local.Address)
 }
 
 // awaitEnd returns why the sandbox has ended, when it has.

@@ -1,5 +1,6 @@
 // Package usage measures what files take on the disk, and what of that they
-// share with others. It reads no file's content and locks nothing.
+// share with others, and what processes take. It reads no file's content and
+// locks nothing.
 package usage
 
 import (

@@ -15,6 +15,8 @@ const (
 	Dump      = 'd'
 	Chunk     = 32 << 10
 	DumpBytes = 200 << 20
+	// Sink is followed by DumpBytes bytes, and sent back when they were read.
+	Sink = 'k'
 )
 
 // Producer is a command that writes DumpBytes to its standard output.
