@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"encoding/json"
 	"io"
 	"os"
 	"os/exec"
@@ -78,7 +79,10 @@ func TestExtend(t *testing.T) {
 	if out := h.must("list"); !strings.Contains(out, "TIMEOUT") || !strings.Contains(out, "in 59m") && !strings.Contains(out, "in 60m") {
 		t.Errorf("list does not have the limit: %s", out)
 	}
-	h.must("extend", "web", "2h")
+	var extended api.VM
+	if err := json.Unmarshal([]byte(h.must("extend", "web", "2h", "--json")), &extended); err != nil || extended.TimeoutAt == nil {
+		t.Errorf("extend --json prints no VM with a limit: %+v, %v", extended, err)
+	}
 	if d := left(); d > 2*time.Hour || d < 2*time.Hour-patience {
 		t.Errorf("%s are left of two hours", d)
 	}

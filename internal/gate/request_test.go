@@ -182,6 +182,8 @@ func TestDenied(t *testing.T) {
 		}
 	}
 	long.Name, long.Destination, long.Count = long.Name[:255], netip.Addr{}, 0
+	b.mu.Lock()
+	defer b.mu.Unlock()
 	if len(b.denied) != 2 || b.denied[0] != denial || b.denied[1] != long {
 		t.Errorf("got %v", b.denied)
 	}
