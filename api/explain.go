@@ -243,6 +243,10 @@ var explanations = map[Code]struct{ causes, remedies list }{
 		list{"the file system of the state directory is full, or the user's quota is", "the guest's own disk is full"},
 		list{"vmsan df", "vmsan gc", "vmsan image prune", "vmsan resize VM --disk 20g"}},
 
+	ErrHostMemory: {
+		list{"the sandbox is to have more memory than the host has left", "other sandboxes or programs take too much"},
+		list{"vmsan stats --no-stream", "vmsan pause --reclaim VM", "vmsan create --memory 512m", "vmsan create --overcommit"}},
+
 	ErrGuestLink: {
 		list{"the sandbox ended meanwhile", "the gate, which talks to the guest, had to be replaced", "the guest hangs"},
 		list{"vmsan logs VM", "vmsan list", "try again"}},
