@@ -33,6 +33,7 @@ type CreateOptions struct {
 	Driver      string // auto, firecracker or qemu
 	Accelerator string // auto, kvm or tcg
 	RequireKVM  bool
+	Overcommit  bool // start whether or not the host has memory and disk left
 
 	Network       string            // nat or none; default: nat for root, none for others
 	NetworkPolicy api.NetworkPolicy // what it may reach; default: the public internet
@@ -47,6 +48,11 @@ type CreateOptions struct {
 	Cold bool
 	// BootTimeout is how long the guest may take to come up. Default: 2 minutes.
 	BootTimeout time.Duration
+	// Timeout is how long it may run from each start, and IdleTimeout how long it
+	// may do nothing. Then comes OnTimeout: stop, the default, pause, snapshot or
+	// remove. 0: no limit.
+	Timeout, IdleTimeout time.Duration
+	OnTimeout            string
 	// Ephemeral sandboxes are removed when they stop, and stop when this
 	// program ends, however it does.
 	Ephemeral bool
@@ -58,7 +64,8 @@ func (o CreateOptions) parse() (parsed sandbox.CreateOptions, err error) {
 		Image: o.Image, Name: o.Name, Project: o.Project, Labels: o.Labels,
 		VCPUs: o.VCPUs, MemoryMiB: o.MemoryMiB, DiskBytes: o.DiskBytes,
 		Env: o.Env, Workdir: o.Workdir, User: o.User, Entrypoint: o.Entrypoint, Restart: o.Restart,
-		Init: o.Init, Driver: o.Driver, Accelerator: o.Accelerator, RequireKVM: o.RequireKVM,
+		Init: o.Init, Driver: o.Driver, Accelerator: o.Accelerator, RequireKVM: o.RequireKVM, Overcommit: o.Overcommit,
+		Timeout: o.Timeout, IdleTimeout: o.IdleTimeout, OnTimeout: o.OnTimeout,
 		Network: o.Network, Snapshot: o.Snapshot, Cold: o.Cold, BootTimeout: o.BootTimeout, Ephemeral: o.Ephemeral,
 	}
 	for _, text := range o.Volumes {

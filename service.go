@@ -87,6 +87,26 @@ func (s *service) Resume(ctx context.Context, vm string) (api.VM, error) {
 	return show(s.inner.Resume(ctx, vm))
 }
 
+func (s *service) Extend(ctx context.Context, vm string, d time.Duration) (api.VM, error) {
+	return show(s.inner.Extend(ctx, vm, d))
+}
+
+func (s *service) Events(ctx context.Context, filter EventFilter) ([]api.Event, error) {
+	f := sandbox.EventFilter(filter)
+	if err := f.Check(); err != nil {
+		return nil, err
+	}
+	return s.inner.Events(ctx, f)
+}
+
+func (s *service) FollowEvents(ctx context.Context, filter EventFilter, show func(api.Event) error) error {
+	f := sandbox.EventFilter(filter)
+	if err := f.Check(); err != nil {
+		return err
+	}
+	return s.inner.FollowEvents(ctx, f, show)
+}
+
 func (s *service) Wait(ctx context.Context, vm string) (api.VM, error) {
 	return show(s.inner.Wait(ctx, vm))
 }

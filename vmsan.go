@@ -97,6 +97,9 @@ type Service interface {
 	// Pause stops a sandbox's CPUs until Resume.
 	Pause(ctx context.Context, vm string) (api.VM, error)
 	Resume(ctx context.Context, vm string) (api.VM, error)
+	// Extend lets a sandbox run for d from now on, whatever limit it had; 0 lifts
+	// that. Its next boot has the limit that it was created with.
+	Extend(ctx context.Context, vm string, d time.Duration) (api.VM, error)
 	// Wait returns when a sandbox does not run.
 	Wait(ctx context.Context, vm string) (api.VM, error)
 	// Remove deletes a sandbox with its disk; one that runs, only with force.
@@ -120,6 +123,13 @@ type Service interface {
 	// are VM:PATH, as vmsan cp does.
 	Copy(ctx context.Context, source, destination string) (api.Copied, error)
 
+	// Events returns what happened, of what the journal still has, the oldest
+	// first.
+	Events(ctx context.Context, filter EventFilter) ([]api.Event, error)
+	// FollowEvents calls show for the same events, and for those that come. It
+	// returns nil when ctx ends, and the error of a show that fails.
+	FollowEvents(ctx context.Context, filter EventFilter, show func(api.Event) error) error
+
 	// SetNetworkPolicy changes what a sandbox may reach, at once. With kill,
 	// open flows that are no longer allowed are cut.
 	SetNetworkPolicy(ctx context.Context, vm string, policy api.NetworkPolicy, kill bool) (api.NetworkChange, error)
@@ -131,6 +141,13 @@ type Filter struct {
 	Project string
 	Labels  map[string]string // all of them
 	Status  api.Status
+}
+
+// EventFilter chooses events. Zero fields choose all.
+type EventFilter struct {
+	Since time.Time
+	VM    string // also of a sandbox that is gone
+	Type  string // like "vm.stop", or what is before the dot
 }
 
 // Open returns the service of a state directory, and makes the directory if

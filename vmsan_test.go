@@ -115,6 +115,46 @@ func TestLife(t *testing.T) {
 	if _, err := s.Get(ctx, "web"); !api.HasCode(err, api.ErrVMNotFound) {
 		t.Errorf("after its removal: %v", err)
 	}
+	const want = "vm.create vm.start vm.running vm.policy vm.pause vm.resume vm.stop vm.start vm.running vm.stop vm.remove"
+	if got := happened(t, s, vm.ID); got != want {
+		t.Errorf("what happened was %s, want %s", got, want)
+	}
+}
+
+// happened are the types of a sandbox's events.
+func happened(t *testing.T, s vmsan.Service, vm string) string {
+	t.Helper()
+	events, err := s.Events(t.Context(), vmsan.EventFilter{VM: vm})
+	if err != nil {
+		t.Error(err)
+	}
+	var types []string
+	for _, e := range events {
+		types = append(types, string(e.Type))
+	}
+	return strings.Join(types, " ")
+}
+
+// What is to happen is heard of when it does, and a limit of time is one.
+func TestEvents(t *testing.T) {
+	testenv.RequireRoot(t)
+	s := open(t, vmsan.Options{})
+	vm := create(t, s, vmsan.CreateOptions{Network: "none", Timeout: time.Hour, OnTimeout: "pause"})
+	if vm.TimeoutAt == nil || vm.OnTimeout != "pause" {
+		t.Errorf("its limit is %v, and then %q", vm.TimeoutAt, vm.OnTimeout)
+	}
+	vm, err := s.Extend(t.Context(), vm.ID, time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	found := errors.New("found")
+	err = s.FollowEvents(t.Context(), vmsan.EventFilter{VM: vm.ID, Type: "vm.pause"}, func(e api.Event) error { return found })
+	if err != found {
+		t.Error(err)
+	}
+	if _, err := s.Events(t.Context(), vmsan.EventFilter{Type: "nosuch"}); !api.HasCode(err, api.ErrValidationChoice) {
+		t.Errorf("of a type that is none: %v", err)
+	}
 }
 
 // A snapshot and forks go on from what the memory was.

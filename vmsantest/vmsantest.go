@@ -46,6 +46,7 @@ type Service struct {
 	count     int        // of ids ever given away
 	vms       map[string]*machine
 	snapshots map[string]*saved
+	journal   journal
 }
 
 var _ vmsan.Service = (*Service)(nil)
@@ -224,6 +225,7 @@ func (s *Service) before(ctx context.Context, hook api.Hook, m *machine, force b
 
 // after runs hooks of what has happened, which change nothing.
 func (s *Service) after(ctx context.Context, event api.HookEvent) {
+	s.journal.note(event)
 	for _, h := range s.hooks {
 		_ = h.Run(context.WithoutCancel(ctx), event)
 	}
@@ -298,24 +300,46 @@ func (s *Service) Stop(ctx context.Context, ref string, _ time.Duration) (api.VM
 
 // Pause implements vmsan.Service.
 func (s *Service) Pause(_ context.Context, ref string) (api.VM, error) {
-	return s.change(ref, func(m *machine) error {
+	return s.stand(ref, api.StatusPaused, api.EventVMPause)
+}
+
+func (s *Service) stand(ref string, status api.Status, event api.EventType) (api.VM, error) {
+	before := status
+	vm, err := s.change(ref, func(m *machine) error {
 		if !runs(m.vm) {
 			return notRunning(m)
 		}
-		m.vm.Status = api.StatusPaused
+		before, m.vm.Status = m.vm.Status, status
 		return nil
 	})
+	if err == nil && before != status {
+		s.journal.add(api.Event{Type: event, VM: vm.ID, Name: vm.Name})
+	}
+	return vm, err
 }
 
 // Resume implements vmsan.Service.
 func (s *Service) Resume(_ context.Context, ref string) (api.VM, error) {
-	return s.change(ref, func(m *machine) error {
+	return s.stand(ref, api.StatusRunning, api.EventVMResume)
+}
+
+// Extend implements vmsan.Service. No limit ever passes.
+func (s *Service) Extend(_ context.Context, ref string, d time.Duration) (api.VM, error) {
+	vm, err := s.change(ref, func(m *machine) error {
 		if !runs(m.vm) {
 			return notRunning(m)
 		}
-		m.vm.Status = api.StatusRunning
+		m.vm.TimeoutAt = nil
+		if d > 0 {
+			at := time.Now().UTC().Add(d)
+			m.vm.TimeoutAt = &at
+		}
 		return nil
 	})
+	if err == nil {
+		s.journal.add(api.Event{Type: api.EventVMExtend, VM: vm.ID, Name: vm.Name})
+	}
+	return vm, err
 }
 
 // Wait implements vmsan.Service.

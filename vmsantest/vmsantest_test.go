@@ -191,3 +191,39 @@ func TestHookRefuses(t *testing.T) {
 		t.Errorf("there is %v, %v", list, err)
 	}
 }
+
+// Events are what vmsan's are, for those who were there before and for those
+// who wait.
+func TestEvents(t *testing.T) {
+	s := vmsantest.New(nil)
+	if _, err := s.Create(t.Context(), vmsan.CreateOptions{Name: "web"}); err != nil {
+		t.Fatal(err)
+	}
+	var heard []string
+	done := errors.New("done")
+	pausing := make(chan error, 1)
+	err := s.FollowEvents(t.Context(), vmsan.EventFilter{VM: "web"}, func(e api.Event) error {
+		heard = append(heard, string(e.Type))
+		switch e.Type {
+		case api.EventVMRunning:
+			go func() { pausing <- second(s.Pause(t.Context(), "web")) }()
+		case api.EventVMPause:
+			return done
+		}
+		return nil
+	})
+	if err != done || <-pausing != nil {
+		t.Error(err)
+	}
+	if got := strings.Join(heard, " "); got != "vm.create vm.running vm.pause" {
+		t.Errorf("heard %s", got)
+	}
+	if events, err := s.Events(t.Context(), vmsan.EventFilter{Type: "vm.pause"}); err != nil || len(events) != 1 {
+		t.Errorf("got %v, %v", events, err)
+	}
+	ended, cancel := context.WithCancel(t.Context())
+	cancel()
+	if err := s.FollowEvents(ended, vmsan.EventFilter{}, func(api.Event) error { return nil }); err != nil {
+		t.Error(err)
+	}
+}
