@@ -49,7 +49,7 @@ func Connect(ctx context.Context, control, data io.ReadWriteCloser, identity *Id
 		return nil, err
 	}
 	m := newMux(io.MultiReader(bytes.NewReader(rest), data), data, closePorts, nil)
-	m.wait = 200 * time.Microsecond
+	m.wait, m.budget = 200*time.Microsecond, hostBudget
 	go m.run()
 	return &Host{mux: m, control: control, timed: timed}, nil
 }
