@@ -1,0 +1,167 @@
+package attack
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/vmsan/vmsan/internal/link"
+)
+
+// ends are attacks after which the guest does not answer any more. Each says on
+// the console that it begins.
+var ends = []attack{
+	{"agent-held", announced("agent-held", holdAgent)},
+	{"agent-killed", announced("agent-killed", killAgent)},
+	{"data-garbage", announced("data-garbage", func(ctx context.Context) (int, error) {
+		return floodPort(ctx, link.DataPort, random(16<<10))
+	})},
+	{"data-swallowed", announced("data-swallowed", swallow)},
+	{"control-failed", announced("control-failed", func(context.Context) (int, error) {
+		port, err := takePort(link.ControlPort)
+		if err != nil {
+			return 0, err
+		}
+		defer port.Close()
+		return port.WriteString("\nfailed " + Escapes + "\n")
+	})},
+	{"driver-unbound", announced("driver-unbound", unbind)},
+	{"fork-bomb", announced("fork-bomb", forkBomb)},
+	{"kernel-panic", announced("kernel-panic", func(context.Context) (int, error) {
+		return 1, os.WriteFile("/proc/sysrq-trigger", []byte("c"), 0)
+	})},
+	{"kernel-reboot", announced("kernel-reboot", func(context.Context) (int, error) {
+		return 1, unix.Reboot(unix.LINUX_REBOOT_CMD_RESTART)
+	})},
+	{"kernel-halt", announced("kernel-halt", func(context.Context) (int, error) {
+		return 1, unix.Reboot(unix.LINUX_REBOOT_CMD_HALT)
+	})},
+	{"io-ports", announced("io-ports", pokePorts)},
+	{"own-disk-overwritten", announced("own-disk-overwritten", overwriteDisk)},
+}
+
+// Announcement is what an attack on the guest itself says on its console.
+func Announcement(name string) string { return "the attack begins: " + name }
+
+func announced(name string, do func(context.Context) (int, error)) func(context.Context, []string) (int, error) {
+	return func(ctx context.Context, _ []string) (int, error) {
+		console, err := os.OpenFile(consolePath, os.O_WRONLY|unix.O_NOCTTY, 0)
+		if err != nil {
+			return 0, err
+		}
+		defer console.Close()
+		if _, err := fmt.Fprintln(console, Announcement(name)); err != nil {
+			return 0, err
+		}
+		return do(ctx)
+	}
+}
+
+// agentThreads traces all threads of PID 1, each from a thread of our own that
+// stays.
+func agentThreads() (threads []int, err error) {
+	runtime.LockOSThread()
+	found, err := filepath.Glob("/proc/1/task/*")
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range found {
+		thread, err := strconv.Atoi(filepath.Base(path))
+		if err != nil {
+			return nil, err
+		}
+		const seize, kill = 0x4206, 0x100000 // PTRACE_SEIZE, PTRACE_O_EXITKILL
+		if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, seize, uintptr(thread), 0, kill, 0, 0); errno != 0 {
+			return nil, fmt.Errorf("trace thread %d: %w", thread, errno)
+		}
+		threads = append(threads, thread)
+	}
+	return threads, nil
+}
+
+// holdAgent has the agent stand still: it never answers anybody again.
+func holdAgent(context.Context) (int, error) {
+	threads, err := agentThreads()
+	if err != nil {
+		return 0, err
+	}
+	for _, thread := range threads {
+		if err := unix.PtraceInterrupt(thread); err != nil {
+			return 0, err
+		}
+	}
+	select {} // the end of the tracer would let it go on
+}
+
+// killAgent kills PID 1, which no signal does.
+func killAgent(context.Context) (int, error) {
+	_, err := agentThreads()
+	if err != nil {
+		return 0, err
+	}
+	os.Exit(0) // and the kernel kills what it traced
+	return 0, nil
+}
+
+// swallow reads what the host says to the agent.
+func swallow(ctx context.Context) (int, error) {
+	port, err := takePort(link.DataPort)
+	if err != nil {
+		return 0, err
+	}
+	buffer := make([]byte, 1<<16)
+	for {
+		if _, err := port.Read(buffer); err != nil {
+			return 0, err
+		}
+	}
+}
+
+// unbind takes the ports away under the agent.
+func unbind(context.Context) (n int, err error) {
+	const driver = "/sys/bus/virtio/drivers/virtio_console"
+	devices, err := filepath.Glob(driver + "/virtio*")
+	if err != nil {
+		return 0, err
+	}
+	for _, device := range devices {
+		if err := os.WriteFile(driver+"/unbind", []byte(filepath.Base(device)), 0); err != nil {
+			return n, err
+		}
+		n++
+	}
+	return n, nil
+}
+
+func forkBomb(context.Context) (int, error) {
+	return 1, exec.Command("/bin/sh", "-c", "bomb() { bomb | bomb & }; bomb; wait").Run()
+}
+
+// pokePorts writes to all I/O ports there are what comes to mind.
+func pokePorts(ctx context.Context) (int, error) {
+	ports, err := os.OpenFile("/dev/port", os.O_RDWR, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer ports.Close()
+	return repeat(ctx, func(i int) error {
+		_, _ = ports.WriteAt(random(1), int64(i%(1<<16))) // there is not a device at each
+		return nil
+	})
+}
+
+// overwriteDisk writes garbage where the file system is that it runs on.
+func overwriteDisk(context.Context) (int, error) {
+	disk, err := os.OpenFile("/dev/vdb", os.O_WRONLY|unix.O_SYNC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer disk.Close()
+	return disk.WriteAt(random(8<<20), 0)
+}
