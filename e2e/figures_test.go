@@ -1,7 +1,9 @@
 package e2e
 
 import (
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -150,6 +152,9 @@ func (h *host) look(id string, most maxima) error {
 	}
 	for i, f := range figures {
 		value, err := f.read(s)
+		if errors.Is(err, fs.ErrNotExist) || errors.Is(err, syscall.ESRCH) {
+			continue // of a process that has just ended
+		}
 		if err != nil {
 			return fmt.Errorf("%s: %w", f.name, err)
 		}

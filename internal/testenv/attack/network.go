@@ -85,7 +85,6 @@ var onNetwork = []attack{
 	})},
 	{"dns-denied-names", floodNames(func(t targets) string { return fmt.Sprintf("%x.denied.example.", rand.Uint64()) })},
 	{"dns-new-names", floodNames(func(t targets) string { return fmt.Sprintf("%x.%s.", rand.Uint64(), t.domain) })},
-	{"dns-many-addresses", floodNames(func(t targets) string { return fmt.Sprintf("n%d.%s.", rand.IntN(ManyNames), t.domain) })},
 	{"dns-streams-held", holdStreams(53, func(targets) string { return "" })},
 	{"dns-answers-unread", unreadAnswers},
 	{"proxy-silence", holdStreams(443, func(targets) string { return "" })},
@@ -97,6 +96,8 @@ var onNetwork = []attack{
 	{"proxy-unread", holdStreams(80, func(t targets) string {
 		return "GET /bytes/1000000000 HTTP/1.1\r\nHost: " + t.domain + "\r\n\r\n"
 	})},
+	// The last: for a while no other name has an address any more.
+	{"dns-many-addresses", floodNames(func(t targets) string { return fmt.Sprintf("n%d.%s.", rand.IntN(ManyNames), t.domain) })},
 }
 
 // ManyNames is how many names below the domain have many addresses: n0 and on.
