@@ -3,6 +3,7 @@ package cli
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"net"
 	"net/http"
 	"net/http/httptest"
@@ -12,13 +13,14 @@ import (
 
 	"connectrpc.com/connect"
 
+	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/guest"
 	"github.com/vmsan/vmsan/internal/guest/proto/process"
 	"github.com/vmsan/vmsan/internal/guest/proto/process/processconnect"
 )
 
 // escapes move a terminal's cursor, rename it, and clear it.
-const escapes = "\x1b[2J\x1b]0;renamed\x07\u009b31m\r\n\u202e"
+const escapes = "\x1b[2J\x1b]0;renamed\x07\u009b31m\r\n\u202e\x7f\U000e0001"
 
 // boaster is a guest whose processes have names that are no names.
 type boaster struct {
@@ -45,6 +47,19 @@ func TestProcessesOfAHostileGuest(t *testing.T) {
 	defer client.Close()
 	var out bytes.Buffer
 	a := &app{stdout: &out, stderr: &out}
+	a.json = true
+	if err := a.runPs(t.Context(), client); err != nil {
+		t.Fatal(err)
+	}
+	if strings.ContainsFunc(out.String(), func(r rune) bool { return r != '\n' && !unicode.IsPrint(r) }) {
+		t.Errorf("as JSON: %q", out.String())
+	}
+	var listed []api.Process
+	if err := json.Unmarshal(out.Bytes(), &listed); err != nil || len(listed) != 1 || listed[0].User != escapes {
+		t.Errorf("as JSON: %v, %+v", err, listed)
+	}
+	a.json = false
+	out.Reset()
 	if err := a.runPs(t.Context(), client); err != nil {
 		t.Fatal(err)
 	}
