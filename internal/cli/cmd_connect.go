@@ -198,7 +198,7 @@ func (a *app) runSessions(ctx context.Context, client *guest.Client) error {
 		if !isSession(p) {
 			return nil
 		}
-		return []string{strconv.Itoa(p.PID), ago(p.StartedAt), orDash(p.User), commandLine(p)}
+		return []string{strconv.Itoa(p.PID), ago(p.StartedAt), orDash(printable(p.User)), commandLine(p)}
 	})
 }
 

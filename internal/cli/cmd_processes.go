@@ -31,7 +31,7 @@ func (a *app) psCommand() *cobra.Command {
 
 func (a *app) runPs(ctx context.Context, client *guest.Client) error {
 	return a.printProcesses(ctx, client, "PID\tSTATE\tSTARTED\tUSER\tCOMMAND", func(p guest.Process) []string {
-		return []string{strconv.Itoa(p.PID), processState(p), ago(p.StartedAt), orDash(p.User), commandLine(p)}
+		return []string{strconv.Itoa(p.PID), processState(p), ago(p.StartedAt), orDash(printable(p.User)), commandLine(p)}
 	})
 }
 

@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -8,6 +9,7 @@ import (
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf16"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/store"
@@ -16,10 +18,35 @@ import (
 // printJSON prints v as the one document of --json. That stdout is closed
 // cannot be told to anybody.
 func (a *app) printJSON(v any) {
-	e := json.NewEncoder(a.stdout)
+	var text bytes.Buffer
+	e := json.NewEncoder(&text)
 	e.SetIndent("", "  ")
 	e.SetEscapeHTML(false)
-	e.Encode(v)
+	if err := e.Encode(v); err != nil {
+		return // of types that are not ours
+	}
+	io.WriteString(a.stdout, escaped(text.String()))
+}
+
+// escaped writes as JSON's escapes what a terminal could obey: JSON itself only
+// wants that of the characters below the space. All others are within strings.
+func escaped(text string) string {
+	plain := func(c rune) bool { return c == '\n' || unicode.IsPrint(c) }
+	if !strings.ContainsFunc(text, func(c rune) bool { return !plain(c) }) {
+		return text
+	}
+	var b strings.Builder
+	for _, c := range text {
+		switch high, low := utf16.EncodeRune(c); {
+		case plain(c):
+			b.WriteRune(c)
+		case high != unicode.ReplacementChar:
+			fmt.Fprintf(&b, `\u%04x\u%04x`, high, low)
+		default:
+			fmt.Fprintf(&b, `\u%04x`, c)
+		}
+	}
+	return b.String()
 }
 
 // table prints rows below a header, in columns.

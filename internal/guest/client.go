@@ -51,13 +51,14 @@ func New(dial Dial) *Client {
 		MaxResponseHeaderBytes: 64 << 10,
 		ReadBufferSize:         64 << 10,
 	}}
+	calls := &http.Client{Transport: bounded{h.Transport}}
 	options := []connect.ClientOption{connect.WithReadMaxBytes(maxMessage)}
 	return &Client{
 		dial:  dial,
 		http:  h,
-		proc:  processconnect.NewProcessClient(h, baseURL, options...),
-		files: filesystemconnect.NewFilesystemClient(h, baseURL, options...),
-		host:  guestv1connect.NewHostClient(h, baseURL, options...),
+		proc:  processconnect.NewProcessClient(calls, baseURL, options...),
+		files: filesystemconnect.NewFilesystemClient(calls, baseURL, options...),
+		host:  guestv1connect.NewHostClient(calls, baseURL, options...),
 	}
 }
 

@@ -91,5 +91,17 @@ func TestTalkativeControlPort(t *testing.T) {
 	if _, err := control.guest.Write(bytes.Repeat(line, 10_000)); err != nil {
 		t.Fatal(err)
 	}
+	if _, err := control.guest.Write(bytes.Repeat([]byte("one line without an end "), 10_000)); err != nil {
+		t.Fatal(err)
+	}
 	echo(t, host, "still here")
+	// The end of such a line is still heard.
+	if _, err := control.guest.Write([]byte("\n" + verbTimed + " \n")); err != nil {
+		t.Fatal(err)
+	}
+	select {
+	case <-host.timed:
+	case <-time.After(time.Minute):
+		t.Error("nothing is heard any more")
+	}
 }

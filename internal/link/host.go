@@ -1,6 +1,7 @@
 package link
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/hex"
@@ -48,7 +49,7 @@ func Connect(ctx context.Context, control, data io.ReadWriteCloser, identity *Id
 		return nil, err
 	}
 	m := newMux(io.MultiReader(bytes.NewReader(rest), data), data, closePorts, nil)
-	m.wait = 200 * time.Microsecond
+	m.wait, m.budget = 200*time.Microsecond, hostBudget
 	go m.run()
 	return &Host{mux: m, control: control, timed: timed}, nil
 }
@@ -101,7 +102,7 @@ func waitError(err error) error {
 // nothing of it, so that a talkative guest does not block. A guest that says
 // it failed ends the wait for it: the data port is closed.
 func watchControl(control io.Reader, data io.Closer, failed chan<- *FailedError, timed chan<- struct{}) {
-	readMessages(control, maxGuestLine, func(m message) bool {
+	obey := func(m message) bool {
 		if m.verb == verbTimed {
 			select {
 			case timed <- struct{}{}:
@@ -114,7 +115,13 @@ func watchControl(control io.Reader, data io.Closer, failed chan<- *FailedError,
 		failed <- &FailedError{Reason: printable(m.text[:min(len(m.text), maxReason)])}
 		data.Close()
 		return false
-	})
+	}
+	for {
+		// What is left of a line that is too long is read as lines of its own.
+		if err := readMessages(control, maxGuestLine, obey); !errors.Is(err, bufio.ErrTooLong) {
+			return
+		}
+	}
 }
 
 // printable replaces what could move a terminal's cursor.

@@ -26,6 +26,10 @@ const (
 	// stream can make its receiver buffer. It holds several of the agent's
 	// chunks of output, so that the guest need not wait for the host.
 	window = 4 << 20
+	// hostBudget is how much the host holds of all streams together, in bytes.
+	// Clients that read hold next to nothing; each that does not, up to a
+	// window. The gate has 96 MiB.
+	hostBudget = 32 << 20
 	// portWrite is the most that one write to a virtio-serial port takes
 	// (drivers/char/virtio_console.c, port_fops_write), in bytes.
 	portWrite = 32 << 10
@@ -47,6 +51,9 @@ type mux struct {
 	// small pieces: a VMM writes a page at a time, and to be woken for each
 	// costs both sides more than the bytes.
 	wait time.Duration
+	// budget bounds what all streams hold that nobody has read, in bytes. 0: it
+	// is not bounded.
+	budget int
 
 	closed chan struct{} // closed after err is set
 	header [frameHeader]byte
@@ -154,7 +161,11 @@ func (m *mux) receive() error {
 			_, err := m.in.Discard(length)
 			return err
 		}
-		return s.receive(m.in, length)
+		if err := s.receive(m.in, length); err != nil {
+			return err
+		}
+		m.shed()
+		return nil
 	case frameRoom:
 		return s.moreRoom(length)
 	case frameEnd:
@@ -165,6 +176,34 @@ func (m *mux) receive() error {
 		return nil
 	}
 	return fmt.Errorf("guest link: frame of unknown kind %#x", kind)
+}
+
+// shed cuts off the streams that hold the most, until all together are within
+// the budget: else clients that do not read would take the memory of those that
+// do. A stream's window cannot be taken back once the guest has been told of it.
+func (m *mux) shed() {
+	if m.budget == 0 {
+		return
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	for {
+		var most *Stream
+		sum, held := 0, 0
+		for _, s := range m.streams {
+			n := int(s.held.Load())
+			sum += n
+			if n > held {
+				most, held = s, n
+			}
+		}
+		if sum <= m.budget {
+			return
+		}
+		delete(m.streams, most.id)
+		// Not from here, where it might wait for a guest that does not read.
+		go most.cutOff()
+	}
 }
 
 // accepted makes the stream that the other side has opened.
@@ -242,6 +281,7 @@ func (m *mux) stop() {
 
 var (
 	errWindow = errors.New("guest link: more data than there was room for")
+	errUnread = errors.New("guest link: too much that nobody has read")
 	errRoom   = errors.New("guest link: room for more data than there was")
 )
 

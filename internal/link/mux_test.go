@@ -330,3 +330,86 @@ func FuzzMux(f *testing.F) {
 		}
 	})
 }
+
+// TestUnread: streams that nobody reads take a bounded amount of the host's
+// memory together, and nothing from those that are read.
+func TestUnread(t *testing.T) {
+	control, data := newWire(t), newWire(t)
+	guest := Listen(control.guest, data.guest, func(Identity) error { return nil })
+	defer guest.Close()
+	go func() {
+		for {
+			stream, err := guest.Accept()
+			if err != nil {
+				return
+			}
+			go func() {
+				defer stream.Close()
+				word := make([]byte, 1)
+				if _, err := io.ReadFull(stream, word); err != nil {
+					return
+				}
+				for word[0] == 'f' { // flood
+					if _, err := stream.Write(make([]byte, 64<<10)); err != nil {
+						return
+					}
+				}
+				stream.Write(word)
+			}()
+		}
+	}()
+	host, err := Connect(t.Context(), control.open(t), data.open(t), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer host.Close()
+	held := func() (sum int64, streams int) {
+		host.mux.mu.Lock()
+		defer host.mux.mu.Unlock()
+		for _, s := range host.mux.streams {
+			sum += s.held.Load()
+		}
+		return sum, len(host.mux.streams)
+	}
+	dial := func(word string) *Stream {
+		stream, err := host.Dial(t.Context())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if _, err := stream.Write([]byte(word)); err != nil {
+			t.Fatal(err)
+		}
+		return stream.(*Stream)
+	}
+	const many = 3 * hostBudget / window
+	var unread []*Stream
+	for range many {
+		unread = append(unread, dial("f"))
+	}
+	for deadline := time.Now().Add(time.Minute); ; time.Sleep(time.Millisecond) {
+		sum, streams := held()
+		if sum > hostBudget+window {
+			t.Fatalf("%d bytes are held", sum)
+		}
+		if streams <= hostBudget/window {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d streams hold %d bytes, and none is cut off", streams, sum)
+		}
+	}
+	answer := make([]byte, 1)
+	if _, err := io.ReadFull(dial("x"), answer); err != nil || answer[0] != 'x' {
+		t.Errorf("a stream that is read: %q, %v", answer, err)
+	}
+	cut := 0
+	for _, stream := range unread {
+		stream.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+		if _, err := stream.Read(answer); err != nil {
+			cut++
+		}
+	}
+	if cut < many-hostBudget/window {
+		t.Errorf("%d of %d streams were cut off", cut, many)
+	}
+}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"os"
 	"sync"
+	"sync/atomic"
 	"time"
 )
 
@@ -22,8 +23,9 @@ type Stream struct {
 	broken  error // the session's end
 
 	data   chunks
-	taken  int // bytes read since the other side was last told
-	expect int // bytes that the other side may still send
+	held   atomic.Int64 // how many bytes are in data; changed with mu held
+	taken  int          // bytes read since the other side was last told
+	expect int          // bytes that the other side may still send
 	ended  bool
 	room   int // bytes that we may still send
 	gone   bool
@@ -64,6 +66,7 @@ func (s *Stream) receive(in io.Reader, length int) error {
 		n, err := in.Read(free)
 		s.mu.Lock()
 		s.data.filled(n)
+		s.held.Add(int64(n))
 		s.changed.Broadcast()
 		length -= n
 		if err != nil {
@@ -164,6 +167,7 @@ func (s *Stream) consume(n int) (owed int) {
 		return 0
 	}
 	s.data.drop(n)
+	s.held.Add(-int64(n))
 	s.taken += n
 	if s.taken < window/2 || s.ended {
 		return 0
@@ -258,6 +262,21 @@ func (s *Stream) Close() error {
 	err := s.end(true)
 	s.mux.forget(s)
 	return err
+}
+
+// cutOff forgets what was not read, and ends the stream. Whoever is just writing
+// some of it elsewhere keeps that.
+func (s *Stream) cutOff() {
+	s.change(func() {
+		s.data, s.broken = chunks{}, errUnread
+		s.held.Store(0)
+		s.closed.write, s.closed.read = true, true
+	})
+	// A write under way ends now, or is ahead of this.
+	s.sending.Lock()
+	defer s.sending.Unlock()
+	// A session that cannot tell its guest has ended.
+	_ = s.mux.send(frameGone, s.id, 0, nil)
 }
 
 func (s *Stream) end(whole bool) error {

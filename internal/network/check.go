@@ -69,7 +69,7 @@ var (
 	}
 )
 
-const loadFirewall = "modprobe -a nf_tables nft_ct nft_nat nft_masq nft_redir nft_reject_inet nft_log nft_limit nft_fib_inet nfnetlink_log; " +
+const loadFirewall = "modprobe -a nf_tables nft_ct nft_nat nft_masq nft_redir nft_reject_inet nft_log nft_limit nft_connlimit nft_fib_inet nfnetlink_log; " +
 	"grep NF_TABLES /boot/config-$(uname -r) tells whether the kernel has them"
 
 // oldestMajor and oldestMinor are of the first Linux that has NAT in tables of

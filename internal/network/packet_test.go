@@ -3,11 +3,16 @@ package network
 import (
 	"net"
 	"net/netip"
+	"os"
+	"strconv"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
+	"github.com/vmsan/vmsan/internal/network/firewall"
 	"github.com/vmsan/vmsan/internal/policy"
 	"github.com/vmsan/vmsan/internal/testenv/lab"
 )
@@ -279,6 +284,88 @@ func TestOthersRules(t *testing.T) {
 	if lost() != before+1 {
 		t.Error("packets that get through count as lost")
 	}
+}
+
+// TestFlows: however many flows a guest begins, the host knows a bounded number
+// of them, a policy that is set anew does not forget them, and a flow that there
+// was before goes on.
+func TestFlows(t *testing.T) {
+	inLab(t)
+	n := create(t, Config{Slot: 1})
+	defer closeNetwork(t, n)
+	guest := newGuest(t, n)
+	known := func() (inside, outside int) {
+		if err := n.ns.Do(func() error { inside = flows(t); return nil }); err != nil {
+			t.Fatal(err)
+		}
+		return inside, flows(t)
+	}
+	guest.echo(lab.OtherResolver)
+	_, before := known()
+	most := 0
+	// Twice as many as there may be. None of them is answered.
+	for i := range 2 * firewall.MaxFlows {
+		to := netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)})
+		guest.send(packet(Guest.Addr(), to, unix.IPPROTO_UDP, udp(4)))
+		if i%10 == 0 {
+			time.Sleep(15 * time.Millisecond)
+		}
+		if i == firewall.MaxFlows {
+			if err := n.SetPolicy(policy.Policy{Mode: policy.AllowAll}); err != nil {
+				t.Fatal(err)
+			}
+		}
+		if i%500 == 0 {
+			inside, outside := known()
+			most = max(most, inside, outside-before)
+		}
+	}
+	inside, outside := known()
+	// One more than counts: it is compared after it was counted.
+	if most = max(most, inside, outside-before); most > firewall.MaxFlows+1 {
+		t.Errorf("the host knows %d flows of the guest", most)
+	}
+	if inside < firewall.MaxFlows/2 {
+		t.Errorf("there are only %d flows, so nothing was bounded", inside)
+	}
+	guest.echo(lab.OtherResolver)
+}
+
+// TestOneWayFlow: a flow that nobody answers is one flow, however many packets
+// it has.
+func TestOneWayFlow(t *testing.T) {
+	inLab(t)
+	n := create(t, Config{Slot: 1})
+	defer closeNetwork(t, n)
+	guest := newGuest(t, n)
+	for range 5000 {
+		guest.send(packet(Guest.Addr(), lab.OtherResolver, unix.IPPROTO_UDP, udp(4)))
+	}
+	guest.echo(lab.OtherResolver)
+	if err := n.ns.Do(func() error {
+		chain := run(t, "nft", "list", "chain", "inet", "vmsan", "flows")
+		if dropped := grep(chain, `counter packets [^0]`); dropped != "" {
+			t.Errorf("packets were dropped:\n%s", chain)
+		}
+		return nil
+	}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// flows is how many flows the kernel knows in the namespace of the calling
+// thread.
+func flows(t testing.TB) int {
+	t.Helper()
+	text, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_count")
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, err := strconv.Atoi(strings.TrimSpace(string(text)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return n
 }
 
 // TestSetPolicyUnderLoad changes between policies of which none allows some

@@ -90,14 +90,16 @@ var echoRequest = join(icmp, part{
 })
 
 // ctBits tests a bit mask of connection tracking.
-func ctBits(key expr.CtKey, bits uint32) part {
+func ctBits(key expr.CtKey, bits uint32) part { return ctMask(key, bits, expr.CmpOpNeq) }
+
+func ctMask(key expr.CtKey, bits uint32, zero expr.CmpOp) part {
 	return part{
 		&expr.Ct{Key: key, Register: reg},
 		&expr.Bitwise{
 			SourceRegister: reg, DestRegister: reg, Len: 4,
 			Mask: binaryutil.NativeEndian.PutUint32(bits), Xor: make([]byte, 4),
 		},
-		&expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: make([]byte, 4)},
+		&expr.Cmp{Op: zero, Register: reg, Data: make([]byte, 4)},
 	}
 }
 
@@ -106,6 +108,9 @@ var (
 	invalid     = ctBits(expr.CtKeySTATE, expr.CtStateBitINVALID)
 	// redirected is ct status dnat (IPS_DST_NAT).
 	redirected = ctBits(expr.CtKeySTATUS, 1<<5)
+	// fresh is the first packet of a flow, which the kernel does not know yet
+	// (IPS_CONFIRMED). The state "new" lasts for as long as nobody answers.
+	fresh = ctMask(expr.CtKeySTATUS, 1<<3, expr.CmpOpEq)
 )
 
 // redirectTo leads to a port of the device that the packet came in by.
@@ -137,6 +142,17 @@ func log(group uint16, reason string) part {
 			Group: group, Snaplen: LogLength, Data: []byte(reason),
 		},
 	}
+}
+
+// fasterThan is limit rate over so many packets a second.
+func fasterThan(rate uint64, burst uint32) part {
+	return part{&expr.Limit{Type: expr.LimitTypePkts, Rate: rate, Unit: expr.LimitTimeSecond, Burst: burst, Over: true}}
+}
+
+// moreFlowsThan is ct count over n: the flows that have come this way and are
+// still known.
+func moreFlowsThan(n uint32) part {
+	return part{&expr.Connlimit{Count: n, Flags: expr.NFT_CONNLIMIT_F_INV}}
 }
 
 // ethernet is said before looking at frames: meta iiftype ether.

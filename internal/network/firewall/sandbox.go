@@ -87,6 +87,7 @@ func (s *Sandbox) Install(p policy.Policy) error {
 		return err
 	}
 	s.guardTap()
+	s.boundFlows()
 	return s.set(p)
 }
 
@@ -187,6 +188,27 @@ func (s *Sandbox) guardTap() {
 	// The sender as ARP has it: who asks, and where.
 	w.rule(c, etherType(unix.ETH_P_ARP), inNetwork(8, s.layout.GuestMAC), inNetwork(14, guest), accept)
 	w.rule(c, count, drop)
+}
+
+// MaxFlows is how many flows a guest can have at a time.
+const MaxFlows = 4096
+
+// A guest may begin so many flows a second, and so many at once after a rest.
+// The kernel forgets eight flows that are gone each time it counts, a few
+// hundred times a second at least: at this rate, what it counts cannot grow.
+const (
+	flowRate  = 500
+	flowBurst = 1000
+)
+
+// boundFlows keeps the guest from filling the kernel's table of flows, which it
+// shares with all of the host in the host's namespace. The chain is no part of
+// a policy, whose change would have the count begin anew.
+func (s *Sandbox) boundFlows() {
+	w := &writer{conn: s.conn, table: s.table}
+	c := w.hook("flows", nftables.ChainTypeFilter, nftables.ChainHookPrerouting, nftables.ChainPriorityMangle, policyAccept)
+	w.rule(c, iifname(s.layout.Tap), fresh, fasterThan(flowRate, flowBurst), count, drop)
+	w.rule(c, iifname(s.layout.Tap), fresh, moreFlowsThan(MaxFlows), count, drop)
 }
 
 // rules are those of a policy.
