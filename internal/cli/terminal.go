@@ -89,7 +89,7 @@ func (a *app) converse(ctx context.Context, t *guest.Terminal, keys []byte) (exi
 		defer term.RestoreTerminal(fd, state)
 	}
 	defer a.followSize(ctx, t)()
-	ready, left := make(chan struct{}), make(chan struct{})
+	ready, left, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {
 		<-ready
 		in := a.stdin
@@ -100,9 +100,12 @@ func (a *app) converse(ctx context.Context, t *guest.Terminal, keys []byte) (exi
 		if errors.As(passInput(t, in, keys), new(term.EscapeError)) {
 			close(left)
 			t.Leave()
+			return
 		}
+		typeEnds(t, ended)
 	}()
 	exit, err = t.Follow(a.stdout, func() { close(ready) })
+	close(ended)
 	select {
 	case <-left:
 		return guest.Exit{}, true, nil
@@ -141,6 +144,22 @@ func passInput(t io.Writer, in io.Reader, keys []byte) error {
 		}
 		if err != nil {
 			return err
+		}
+	}
+}
+
+// typeEnds types the end of input again and again, until ended is closed: a
+// program that changes modes of its terminal just then, as shells with line
+// editing do around each command, never sees the one before.
+func typeEnds(t io.Writer, ended <-chan struct{}) {
+	for {
+		select {
+		case <-ended:
+			return
+		case <-time.After(time.Second):
+		}
+		if _, err := t.Write([]byte{endOfTransmission}); err != nil {
+			return // Follow knows why
 		}
 	}
 }
