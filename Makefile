@@ -33,7 +33,7 @@ help:
 	@echo 'make bench   speed and size, each beside its floor (root)'
 	@echo 'make load    twenty and two hundred sandboxes at once, and many saves (root)'
 	@echo 'make soak    a hundred cold boots on a busy host (root)'
-	@echo 'make faults  death and errors at every step, and 500 random kills (root)'
+	@echo 'make faults  death and errors at every step, 500 random kills, hostile guests (root)'
 	@echo 'make fuzz    every decoder of foreign bytes, a minute each'
 
 .PHONY: build
@@ -61,7 +61,7 @@ demo: runtime-deps setup
 
 .PHONY: test
 test: deps setup
-	$(TESTENV) $(GO) test -timeout 30m -count 1 -p 2 ./...
+	$(TESTENV) $(GO) test -timeout 60m -count 1 -p 2 ./...
 
 .PHONY: load
 load: setup
@@ -106,7 +106,7 @@ soak: runtime-deps setup
 
 .PHONY: faults
 faults: setup
-	$(TESTENV) VMSAN_TEST_FAULTS=1 $(GO) test -timeout 90m -count 1 -v -run 'TestFaults|TestKills' ./e2e
+	$(TESTENV) VMSAN_TEST_FAULTS=1 $(GO) test -timeout 90m -count 1 -v -run 'TestFaults|TestKills|TestHostileGuests' ./e2e
 
 .PHONY: fuzz
 fuzz:

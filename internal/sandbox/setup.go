@@ -185,7 +185,7 @@ const probeUID = 1_599_999_999
 // probe boots the kernel with nothing but the agent, under an accelerator:
 // only that shows whether it works.
 func (s *Service) probe(ctx context.Context, driver vmm.Driver, accel string, k kernel.Kernel) error {
-	ctx, cancel := context.WithTimeoutCause(ctx, probeTime, fmt.Errorf("the guest did not answer within %s", probeTime))
+	ctx, cancel := context.WithTimeoutCause(ctx, probeTime, fmt.Errorf("%w within %s", setup.ErrHung, probeTime))
 	defer cancel()
 	// In a scratch directory, which goes even if this process is killed.
 	dir, err := scratch.New(s.layout.Tmp(), "probe")

@@ -64,6 +64,10 @@ type Verdict struct {
 	// Seconds is how long the boot took, or the attempt.
 	Seconds   float64   `json:"seconds"`
 	CheckedAt time.Time `json:"checked_at"`
+	// Hung is the host's boot in which the guest was waited for in vain, which
+	// takes long: it is not tried again before the next one. Empty: it ended, or
+	// works.
+	Hung string `json:"hung,omitempty"`
 	Basis
 }
 

@@ -42,7 +42,8 @@ type Options struct {
 	// VMM is the name and version of the VMM that Probe uses. Required.
 	VMM string
 	// Probe boots the kernel once under an accelerator, and returns an error
-	// if it did not come up. It limits its own time. Required.
+	// if it did not come up. It limits its own time: ErrHung is then part of the
+	// error. Required.
 	Probe func(ctx context.Context, accel string, k kernel.Kernel) error
 	// Pool is where sandboxes get addresses from. Default: the one there is,
 	// or DefaultPool.
@@ -64,6 +65,9 @@ type Options struct {
 	// another one. Default: all are kept.
 	KeepKernel func(digest string) bool
 }
+
+// ErrHung says that a guest was waited for in vain.
+var ErrHung = errors.New("the guest did not answer")
 
 // Second is a VMM that may or may not work, beside the first, which has to.
 type Second struct {
@@ -141,8 +145,8 @@ func Run(ctx context.Context, o Options) (Record, error) {
 }
 
 // imageAndProbe has the default image in place and the accelerators tried,
-// both at a time: one that does not work is waited for as long as it takes to
-// build the image, and takes the host next to nothing.
+// both at a time: one that does not work may be waited for as long as it takes
+// to build the image.
 func (o *Options) imageAndProbe(ctx context.Context, r *Record, k kernel.Kernel) error {
 	img, err := o.image(ctx)
 	if err != nil {
@@ -479,9 +483,14 @@ func (o *Options) trySecond(ctx context.Context, r *Record, basis Basis, k kerne
 
 func (o *Options) tryAccel(ctx context.Context, r *Record, accel string, basis Basis, k kernel.Kernel) (Verdict, error) {
 	// What failed is tried again whenever somebody asks: its cause may be a
-	// missing right or device that no basis shows.
-	if v, ok := r.verdict(accel, basis); ok && v.Works {
+	// missing right or device that no basis shows. It was there if the guest ran
+	// and hung.
+	switch v, ok := r.verdict(accel, basis); {
+	case ok && v.Works:
 		o.event(StepProbe, Kept, "%s works", accel)
+		return v, nil
+	case ok && v.Hung == store.BootID():
+		o.event(StepProbe, Kept, "%s does not work: %s", accel, v.Reason)
 		return v, nil
 	}
 	v, err := o.boot(ctx, accel, basis, func() error { return o.Probe(ctx, accel, k) })
@@ -505,6 +514,9 @@ func (o *Options) boot(ctx context.Context, name string, basis Basis, probe func
 	}
 	if err != nil {
 		v.Reason = oneLine(err.Error())
+		if errors.Is(err, ErrHung) {
+			v.Hung = store.BootID()
+		}
 		o.event(StepProbe, Done, "%s does not work: %s", name, v.Reason)
 		return v, nil
 	}

@@ -260,6 +260,30 @@ func TestRunWithBrokenKVM(t *testing.T) {
 	h.wantProbes("kvm 6.1.0")
 }
 
+// One that was waited for in vain is not waited for at each setup.
+func TestRunWithKVMThatHangs(t *testing.T) {
+	h := newHost(t)
+	h.broken["kvm"] = fmt.Errorf("boot: %w within 45s", ErrHung)
+	h.run()
+	delete(h.broken, "kvm")
+	if got := h.run(); got.Accel != "tcg" || got.Verdicts[0].Reason != "boot: the guest did not answer within 45s" {
+		t.Errorf("chose %q, with the verdicts %+v", got.Accel, got.Verdicts)
+	}
+	h.wantProbes()
+	record, err := load(h.opts.Layout)
+	if err != nil {
+		t.Fatal(err)
+	}
+	record.Verdicts[0].Hung = "an earlier boot"
+	if err := record.save(h.opts.Layout); err != nil {
+		t.Fatal(err)
+	}
+	if got := h.run(); got.Accel != "kvm" {
+		t.Errorf("after the host has booted: chose %q", got.Accel)
+	}
+	h.wantProbes("kvm 6.1.0")
+}
+
 func TestRunWithoutAccelerator(t *testing.T) {
 	h := newHost(t)
 	h.broken["kvm"] = errors.New("no /dev/kvm")
