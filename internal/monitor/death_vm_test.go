@@ -318,6 +318,6 @@ func TestQEMUMissing(t *testing.T) {
 // A QEMU that dies at once is quoted. Its memory limit has it fail.
 func TestQEMUDiesAtOnce(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
-	failure := vmsan.Fail(t, "create", "--no-setup", "--cold", "--memory", "1048576")
+	failure := vmsan.Fail(t, "create", "--no-setup", "--cold", "--memory", "1048576", "--overcommit")
 	checkFailedCreate(t, vmsan, failure, api.ErrVMBoot, "start VMM: QEMU ended: exit status 1: ")
 }
