@@ -73,8 +73,12 @@ func TestCodes(t *testing.T) {
 // TestExitCodesPage keeps docs/exit-codes.md what the table says; go test
 // ./api -update writes it.
 func TestExitCodesPage(t *testing.T) {
-	const path = "../docs/exit-codes.md"
-	want := exitCodesPage()
+	checkPage(t, "../docs/exit-codes.md", exitCodesPage())
+}
+
+// checkPage compares a page that is written from a table, or writes it.
+func checkPage(t *testing.T, path, want string) {
+	t.Helper()
 	if *update {
 		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
 			t.Fatal(err)
@@ -85,7 +89,7 @@ func TestExitCodesPage(t *testing.T) {
 		t.Fatal(err)
 	}
 	if diff := cmp.Diff(want, string(got)); diff != "" {
-		t.Errorf("go test ./api -update writes docs/exit-codes.md anew (-want +got):\n%s", diff)
+		t.Errorf("make docs writes %s anew (-want +got):\n%s", path, diff)
 	}
 }
 

@@ -3,12 +3,9 @@ package api
 import (
 	"fmt"
 	"maps"
-	"os"
 	"slices"
 	"strings"
 	"testing"
-
-	"github.com/google/go-cmp/cmp"
 )
 
 // E1: every code has causes, and something to do about it.
@@ -37,20 +34,7 @@ func TestExplanations(t *testing.T) {
 // TestErrorsPage keeps docs/errors.md what explain says; go test ./api -update
 // writes it.
 func TestErrorsPage(t *testing.T) {
-	const path = "../docs/errors.md"
-	want := errorsPage()
-	if *update {
-		if err := os.WriteFile(path, []byte(want), 0o644); err != nil {
-			t.Fatal(err)
-		}
-	}
-	got, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if diff := cmp.Diff(want, string(got)); diff != "" {
-		t.Errorf("make docs writes docs/errors.md anew (-want +got):\n%s", diff)
-	}
+	checkPage(t, "../docs/errors.md", errorsPage())
 }
 
 func errorsPage() string {

@@ -33,7 +33,7 @@ func TestPolicyFlips(t *testing.T) {
 	world := testenv.Lab(t)
 	good, bad := netip.MustParseAddr("198.51.100.10"), netip.MustParseAddr("203.0.113.99")
 	private := netip.MustParseAddr("10.77.1.1")
-	h.createNetworked(buildProbe(t), []string{"--name", "flips", "--denied-cidr", bad.String()})
+	h.createNetworked(readBuilt(t, "../internal/testenv/probe/vmsan-probe"), []string{"--name", "flips", "--denied-cidr", bad.String()})
 	monitor := control.Dial(h.layout.ControlSocket(h.idOf("flips")))
 
 	capture, err := world.Watch()
@@ -146,7 +146,7 @@ func TestOpenFlows(t *testing.T) {
 	world := testenv.Lab(t)
 	const domain, ranged = "by-domain", "by-range"
 	kept := netip.MustParseAddr("198.51.100.21")
-	h.createNetworked(buildProbe(t),
+	h.createNetworked(readBuilt(t, "../internal/testenv/probe/vmsan-probe"),
 		[]string{"--name", domain, "--allowed-domain", "flow.example:22"},
 		[]string{"--name", ranged, "--allowed-cidr", kept.String() + "/32," + kept.Next().String() + "/32"})
 	named := netip.MustParseAddr("198.51.100.23")
@@ -203,7 +203,7 @@ func TestBandwidth(t *testing.T) {
 	h := newHost(t)
 	testenv.Lab(t)
 	const down, up = 12, 6
-	h.createNetworked(buildProbe(t), []string{"--name", "shaped", "--bandwidth", fmt.Sprintf("%dmbit:%dmbit", down, up)})
+	h.createNetworked(readBuilt(t, "../internal/testenv/probe/vmsan-probe"), []string{"--name", "shaped", "--bandwidth", fmt.Sprintf("%dmbit:%dmbit", down, up)})
 	for _, c := range []struct {
 		kind    probe.Kind
 		megabit float64

@@ -5,6 +5,7 @@ package e2e
 
 import (
 	"os"
+	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -87,6 +88,28 @@ func binary(t testing.TB) string {
 		t.Fatalf("%s does not name a binary; make build makes one: %v", binaryVar, err)
 	}
 	return path
+}
+
+// build builds a program of the project, and returns its path.
+func build(t testing.TB, program string, flags ...string) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), filepath.Base(program))
+	cmd := exec.Command("go", append(append([]string{"build", "-ldflags", "-s -w", "-o", path}, flags...), program)...)
+	cmd.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := cmd.CombinedOutput(); err != nil {
+		t.Fatalf("build %s: %v: %s", program, err, out)
+	}
+	return path
+}
+
+// readBuilt is the program that build builds.
+func readBuilt(t testing.TB, program string) []byte {
+	t.Helper()
+	text, err := os.ReadFile(build(t, program))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return text
 }
 
 // newHost is a state directory of the test's own, which is checked for

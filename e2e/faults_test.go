@@ -4,7 +4,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -82,7 +81,7 @@ func (h *host) checkBox(what string) {
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	testenv.RequireRoot(t)
-	binary := buildFaults(t)
+	binary := build(t, "../cmd/vmsan", "-tags", "faults")
 	archive := filepath.Join(t.TempDir(), "tiny.tar")
 	command(t, "tar", "-c", "-C", t.TempDir(), "-f", archive, ".")
 	seen := seen{points: map[string]bool{}}
@@ -116,18 +115,6 @@ func (s *seen) first(point string) bool {
 	first := !s.points[point]
 	s.points[point] = true
 	return first
-}
-
-// buildFaults builds a vmsan that can be told to fail.
-func buildFaults(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "vmsan")
-	build := exec.Command("go", "build", "-tags", "faults", "-o", path, "../cmd/vmsan")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	return path
 }
 
 type faults struct {

@@ -69,7 +69,7 @@ func (r *results) note(attack, result string) {
 // ends when it is told to, and one beside them notices nothing. The attacks are
 // those that docs/security.md lists.
 func TestHostileGuests(t *testing.T) {
-	s := &siege{host: newHost(t), program: buildAttack(t), results: &results{of: map[string]string{}}}
+	s := &siege{host: newHost(t), program: readBuilt(t, "../internal/testenv/attack/vmsan-attack"), results: &results{of: map[string]string{}}}
 	if err := testenv.Lab(t).Zone.Set(hostileZone()); err != nil {
 		t.Fatal(err)
 	}
@@ -116,21 +116,6 @@ func hostileZone() string {
 		}
 	}
 	return zone.String()
-}
-
-func buildAttack(t *testing.T) []byte {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "attack")
-	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", path, "../internal/testenv/attack/vmsan-attack")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
-	}
-	program, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return program
 }
 
 // give puts the program into a sandbox.

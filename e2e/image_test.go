@@ -27,7 +27,7 @@ import (
 func TestGuestsSeeWhatTarUnpacks(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	list := buildList(t)
+	list := build(t, "../internal/testenv/listing/vmsan-list")
 	for _, c := range []struct {
 		name string
 		make func(t *testing.T, dir string)
@@ -159,17 +159,6 @@ func command(t *testing.T, name string, args ...string) {
 	}
 }
 
-func buildList(t *testing.T) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "list")
-	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", path, "../internal/testenv/listing/vmsan-list")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, out)
-	}
-	return path
-}
-
 func copyProgram(t *testing.T, from, to string) {
 	t.Helper()
 	data, err := os.ReadFile(from)
@@ -281,7 +270,7 @@ func TestImageConfig(t *testing.T) {
 	h := newHost(t)
 	dir := t.TempDir()
 	makeLinkedEtc(t, dir)
-	copyProgram(t, buildList(t), filepath.Join(dir, "list"))
+	copyProgram(t, build(t, "../internal/testenv/listing/vmsan-list"), filepath.Join(dir, "list"))
 	archive := filepath.Join(t.TempDir(), "rootfs.tar")
 	command(t, "tar", "-c", "--numeric-owner", "-C", dir, "-f", archive, ".")
 	saved := saveImage(t, archive, map[string]any{
@@ -321,7 +310,7 @@ func TestMainProcess(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	dir := t.TempDir()
-	copyProgram(t, buildList(t), filepath.Join(dir, "list"))
+	copyProgram(t, build(t, "../internal/testenv/listing/vmsan-list"), filepath.Join(dir, "list"))
 	archive := filepath.Join(t.TempDir(), "rootfs.tar")
 	command(t, "tar", "-c", "-C", dir, "-f", archive, ".")
 	for _, words := range [][]string{{"who", "it"}, {"wait"}, {"fail"}} {
@@ -438,7 +427,7 @@ func TestImagesInUseStay(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	dir := t.TempDir()
-	copyProgram(t, buildList(t), filepath.Join(dir, "list"))
+	copyProgram(t, build(t, "../internal/testenv/listing/vmsan-list"), filepath.Join(dir, "list"))
 	archive := filepath.Join(t.TempDir(), "rootfs.tar")
 	command(t, "tar", "-c", "-C", dir, "-f", archive, ".")
 	digest := h.must("image", "import", archive, "used")

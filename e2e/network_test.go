@@ -21,7 +21,7 @@ func TestPolicies(t *testing.T) {
 	if err := world.Zone.Set(m.zone.String()); err != nil {
 		t.Fatal(err)
 	}
-	program := buildProbe(t)
+	program := readBuilt(t, "../internal/testenv/probe/vmsan-probe")
 	published := fmt.Sprintf("0.0.0.0:%d:%d", publishedPort, peerPort)
 	flags := [][]string{{"--name", peer, "--publish", published}}
 	for _, p := range policies {

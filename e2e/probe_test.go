@@ -10,9 +10,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"path/filepath"
 	"strings"
-	"testing"
 
 	"golang.org/x/sync/errgroup"
 
@@ -118,20 +116,4 @@ func (h *host) createNetworked(program []byte, flags ...[]string) {
 			h.t.Fatal(err)
 		}
 	}
-}
-
-// buildProbe builds the program that guests run.
-func buildProbe(t testing.TB) []byte {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "probe")
-	build := exec.Command("go", "build", "-ldflags", "-s -w", "-o", path, "../internal/testenv/probe/vmsan-probe")
-	build.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("build: %v: %s", err, out)
-	}
-	program, err := os.ReadFile(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	return program
 }
