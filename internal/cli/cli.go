@@ -58,6 +58,8 @@ func Main(args []string) int {
 			return runMonitor(args[2:])
 		case sandbox.TemplateCommand:
 			return runMakeTemplate(args[2:])
+		case sandbox.SaveCommand:
+			return runSave(args[2:])
 		}
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
@@ -79,7 +81,7 @@ func IsHelper(args []string) bool {
 	switch args[1] {
 	case gate.Command, monitor.Command:
 		return store.ValidID(args[2])
-	case sandbox.TemplateCommand:
+	case sandbox.TemplateCommand, sandbox.SaveCommand:
 		return filepath.IsAbs(args[2])
 	}
 	return false
@@ -110,6 +112,25 @@ func runMonitor(args []string) int {
 	}
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "monitor:", err)
+		return 1
+	}
+	return 0
+}
+
+// runSave is the process that saves a sandbox whose time is over.
+func runSave(args []string) int {
+	if len(args) != 2 {
+		fmt.Fprintln(os.Stderr, "vmsan save-beside is started by vmsan itself")
+		return 2
+	}
+	ctx, stop := signal.NotifyContext(context.Background(), unix.SIGINT, unix.SIGTERM, unix.SIGHUP)
+	defer stop()
+	layout, err := store.NewLayout(args[0])
+	if err == nil {
+		_, _, err = sandbox.At(layout, slog.New(slog.NewTextHandler(os.Stderr, nil))).CreateSnapshot(ctx, args[1], "", false)
+	}
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
 		return 1
 	}
 	return 0

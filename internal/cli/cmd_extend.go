@@ -25,12 +25,12 @@ func (f *limitFlags) register(cmd *cobra.Command) {
 
 // complete parses what was typed; the verb checks it.
 func (f *limitFlags) complete(cmd *cobra.Command, o *sandbox.CreateOptions) (err error) {
-	if cmd.Flags().Changed("timeout") {
+	if f.timeout != "" || cmd.Flags().Changed("timeout") {
 		if o.Timeout, err = sandbox.ParseLimit("--timeout", f.timeout); err != nil {
 			return err
 		}
 	}
-	if cmd.Flags().Changed("idle-timeout") {
+	if f.idle != "" || cmd.Flags().Changed("idle-timeout") {
 		if o.IdleTimeout, err = sandbox.ParseLimit("--idle-timeout", f.idle); err != nil {
 			return err
 		}
@@ -38,7 +38,7 @@ func (f *limitFlags) complete(cmd *cobra.Command, o *sandbox.CreateOptions) (err
 	if cmd.Flags().Changed("on-timeout") && f.action == "" {
 		return api.Errorf(emptyCode("on-timeout"), "Invalid --on-timeout: it is empty.").WithFlag("--on-timeout")
 	}
-	if o.Timeout != 0 || o.IdleTimeout != 0 || cmd.Flags().Changed("on-timeout") {
+	if o.Timeout != 0 || o.IdleTimeout != 0 || f.action != store.OnTimeoutStop || cmd.Flags().Changed("on-timeout") {
 		o.OnTimeout = f.action
 	}
 	return nil

@@ -35,7 +35,7 @@ func (s *Service) Create(ctx context.Context, o CreateOptions) (*store.Record, e
 	}
 	template := record.Saved
 	created, err := s.bring(ctx, record, o.First)
-	if err != nil && template != nil && o.Snapshot == "" && ctx.Err() == nil && api.AsError(err).Code != api.ErrInternal {
+	if template != nil && o.Snapshot == "" && ctx.Err() == nil && errors.As(err, new(*launchError)) && api.AsError(err).Code != api.ErrInternal {
 		s.log.Warn("a template cannot be used; booting instead", "error", err)
 		s.dropTemplate(ctx, template.Snapshot)
 		again := o.record(record.Spec)
@@ -82,7 +82,9 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 	}
 	if err == nil {
 		launched = true
-		err = s.launch(ctx, record, lock, first)
+		if err = s.launch(ctx, record, lock, first); err != nil {
+			err = &launchError{err}
+		}
 	}
 	if err != nil {
 		err = errors.Join(err, s.discard(record.ID))
@@ -104,9 +106,16 @@ func (s *Service) bring(ctx context.Context, record *store.Record, first *os.Fil
 	if err != nil {
 		return nil, err
 	}
+	lock.Release() // hooks may do things to it
 	hooked.After(ctx, hooks.CameUp(api.HookAfterCreate, api.StatusCreating, created)...)
 	return created, nil
 }
+
+// launchError is of a machine that did not come up, and not of what comes
+// before that.
+type launchError struct{ error }
+
+func (e *launchError) Unwrap() error { return e.error }
 
 // discard removes a sandbox that did not come up, and what a monitor that was
 // ended on the way has left of it. The caller holds the lock.

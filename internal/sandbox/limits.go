@@ -141,6 +141,10 @@ func (s *Service) Stay(ctx context.Context, r *store.Record) {
 	}
 }
 
+// SaveCommand is the hidden command that SaveBeside runs, with the state
+// directory and the sandbox's id. It reads no settings.
+const SaveCommand = "save-beside"
+
 // SaveBeside makes a snapshot of the sandbox id, which runs, in a process of
 // its own: what that takes of memory a monitor should not have.
 func SaveBeside(ctx context.Context, layout store.Layout, id string) error {
@@ -148,7 +152,7 @@ func SaveBeside(ctx context.Context, layout store.Layout, id string) error {
 	if err != nil {
 		return fmt.Errorf("find own binary: %w", err)
 	}
-	cmd := exec.CommandContext(ctx, self, "--dir", layout.Dir, "--quiet", "snapshot", "create", id)
+	cmd := exec.CommandContext(ctx, self, SaveCommand, layout.Dir, id)
 	// It takes back what it has begun.
 	cmd.Cancel = func() error { return cmd.Process.Signal(os.Interrupt) }
 	cmd.WaitDelay = stopAfterCancel

@@ -55,7 +55,10 @@ func (s *Service) remove(ctx context.Context, id string, force bool) error {
 		hooked.After(ctx, hooks.Failed("remove", record, false, err)...)
 		return err
 	}
-	hooked.After(ctx, hooks.Of(api.HookAfterRemove, record))
+	if !record.Ephemeral || !record.Running() {
+		// The end of an ephemeral one is its removal, and was told of.
+		hooked.After(ctx, hooks.Of(api.HookAfterRemove, record))
+	}
 	return nil
 }
 

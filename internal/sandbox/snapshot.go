@@ -376,7 +376,12 @@ func (s *Service) Restore(ctx context.Context, ref, snap string) (*store.Record,
 	r.Spec.Release, r.Spec.MemoryLeftMiB = s.releaseOf(m.Host), g.MemoryLeftMiB
 	r.Spec.VCPUs, r.Spec.MemoryMiB, r.Spec.DiskBytes = m.VCPUs, m.MemoryMiB, m.DiskBytes
 	r.Grown = false
-	if err := fault.After("restore: disk replaced", s.replaceOverlay(r)); err != nil {
+	err = fault.After("restore: disk replaced", s.replaceOverlay(r))
+	if err == nil {
+		// Whatever the start is refused for, the next one goes on from there.
+		err = s.layout.Save(r)
+	}
+	if err != nil {
 		return nil, fmt.Errorf("restore %s: %w", r.ID, err)
 	}
 	s.emitOf(r, api.EventVMRestore, func(e *api.Event) { e.Snapshot = m.ID })

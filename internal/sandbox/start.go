@@ -26,7 +26,12 @@ func (s *Service) Start(ctx context.Context, ref string) (*store.Record, error) 
 // startOwned starts a sandbox whose lock the caller holds.
 func (s *Service) startOwned(ctx context.Context, record *store.Record, lock *store.Lock) (*store.Record, error) {
 	hooked, before := s.hooked(record), record.Status
-	err := s.admit(record.Spec)
+	// Without a program nothing is begun, which could not go back to where its
+	// memory is on the disk.
+	_, err := s.program()
+	if err == nil {
+		err = s.admit(record.Spec)
+	}
 	if err == nil {
 		err = hooked.Before(ctx, hooks.Of(api.HookBeforeStart, record))
 	}
@@ -43,6 +48,7 @@ func (s *Service) startOwned(ctx context.Context, record *store.Record, lock *st
 	if err != nil {
 		return nil, err
 	}
+	lock.Release() // hooks may do things to it
 	hooked.After(ctx, hooks.CameUp(api.HookAfterStart, before, started)...)
 	return started, nil
 }

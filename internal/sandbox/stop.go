@@ -24,13 +24,40 @@ func (s *Service) Stop(ctx context.Context, ref string, grace time.Duration) (*s
 	if record.Reclaimed() {
 		return record, s.stopReclaimed(ctx, record, grace)
 	}
-	if !record.Running() {
-		return record, nil
+	if record.Running() {
+		err = s.stop(ctx, record, grace)
 	}
-	if err := s.stop(ctx, record, grace); err != nil {
+	if err == nil {
+		err = s.settle(ctx, record.ID)
+	}
+	if err != nil {
 		return record, fmt.Errorf("stop %s: %w", record.ID, err)
 	}
 	return record, nil
+}
+
+// settle notes that somebody wants a sandbox to be stopped, so that it is not
+// started with the host, however it came to its end.
+func (s *Service) settle(ctx context.Context, id string) error {
+	record, err := s.layout.Load(id)
+	if err != nil || !record.Interrupted {
+		return ignoreGone(err)
+	}
+	lock, record, err := s.own(ctx, id)
+	if err != nil {
+		return ignoreGone(err)
+	}
+	defer lock.Release()
+	record.Interrupted = false
+	return s.layout.Save(record)
+}
+
+// ignoreGone is err, unless that is of a sandbox which went with its end.
+func ignoreGone(err error) error {
+	if api.HasCode(err, api.ErrVMNotFound) {
+		return nil
+	}
+	return err
 }
 
 // monitorTime is how long a monitor may take to end a sandbox, besides what the
@@ -48,6 +75,7 @@ func (s *Service) stop(ctx context.Context, r *store.Record, grace time.Duration
 		if err != nil && patience.Err() != nil && ctx.Err() == nil {
 			s.log.Warn("the monitor of a sandbox does not answer; ending it", "vm", r.ID)
 			err = r.Host.Monitor.Kill()
+			gone = err == nil // repair tells hooks of its end
 		}
 		if err != nil && !gone {
 			return false, err
@@ -85,7 +113,8 @@ func (s *Service) hookedStop(ctx context.Context, r *store.Record, end func() (b
 		// It went with its end.
 		gone := *r
 		gone.Status = api.StatusStopped
-		now, err = &gone, nil
+		hooked.After(ctx, append(hooks.Ended(r, &gone), hooks.Of(api.HookAfterRemove, &gone))...)
+		return nil
 	}
 	if err == nil {
 		hooked.After(ctx, hooks.Ended(r, now)...)

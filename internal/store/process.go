@@ -69,13 +69,20 @@ func statFields(pid int, wanted ...int) (values [3]uint64, err error) {
 	return values, nil
 }
 
-// Kill kills the process that p names, if it still is that process.
-func (p Process) Kill() error { return p.Signal(unix.SIGKILL) }
+// Kill kills the process that p names, if it still is that process, and waits
+// until it is gone: what it holds is free only then.
+func (p Process) Kill() error {
+	return p.signal(unix.SIGKILL, func(fd int) error { return awaitEnd(fd, killWait) })
+}
 
 // Signal sends the process that p names a signal, if it still is that process.
-// The file descriptor keeps the number from being reused between the check and
-// the signal.
 func (p Process) Signal(number unix.Signal) error {
+	return p.signal(number, func(int) error { return nil })
+}
+
+// signal calls wait when the signal is sent. The file descriptor keeps the
+// number from being reused between the check and the signal.
+func (p Process) signal(number unix.Signal, wait func(fd int) error) error {
 	if p.PID <= 1 {
 		return nil
 	}
@@ -94,8 +101,7 @@ func (p Process) Signal(number unix.Signal) error {
 	if err != nil && !errors.Is(err, unix.ESRCH) {
 		return fmt.Errorf("send process %d signal %d: %w", p.PID, number, err)
 	}
-	// What it holds is free only when it is gone.
-	if err := awaitEnd(fd, killWait); err != nil {
+	if err := wait(fd); err != nil {
 		return fmt.Errorf("process %d was killed: %w", p.PID, err)
 	}
 	return nil
