@@ -149,7 +149,7 @@ func (l *lister) add(directory *os.Root, base, name string) error {
 // file lists what is neither a directory nor a link.
 func (l *lister) file(name string, info fs.FileInfo, open func() (*os.File, error)) error {
 	e := entryOf(name, info)
-	if info.Mode().IsRegular() && l.options.Digests || l.options.Destination && isPartial(path.Base(name)) && ownFile(info) {
+	if info.Mode().IsRegular() && l.options.Digests || l.options.Destination && IsPartial(path.Base(name)) && ownFile(info) {
 		handle, err := open()
 		if err != nil {
 			return unlessGone(err)

@@ -132,7 +132,7 @@ func (p *packer) add(directory *os.Root, base, name string) error {
 	if strings.Count(name, "/") >= maxDepth {
 		return fmt.Errorf("%.200q is too deep", name)
 	}
-	if _, wanted := p.wants(name); !wanted && !p.around[name] || isPartial(base) {
+	if _, wanted := p.wants(name); !wanted && !p.around[name] || IsPartial(base) {
 		return nil
 	}
 	info, err := directory.Lstat(base)

@@ -39,7 +39,9 @@ func PartialName(name string) string {
 	return directory + partialPrefix + hex.EncodeToString(sum[:12])
 }
 
-func isPartial(base string) bool { return strings.HasPrefix(base, partialPrefix) }
+// IsPartial tells whether a file with that base name is one that a copy has not
+// finished.
+func IsPartial(base string) bool { return strings.HasPrefix(base, partialPrefix) }
 
 // offsetRecord is the key of a PAX record: of this file only what is behind
 // that many bytes is in the stream. removeRecord marks what is to be removed.

@@ -136,7 +136,7 @@ func (u *unpacker) entry(h *tar.Header) error {
 		return err
 	}
 	h.Name = name
-	if isPartial(path.Base(name)) {
+	if IsPartial(path.Base(name)) {
 		return fmt.Errorf("%.200q is the name of a partial file, and no other gets it", name)
 	}
 	if isSparse(h) {

@@ -35,7 +35,12 @@ func (c *Client) DialPort(ctx context.Context, network, address string) (net.Con
 	if err != nil {
 		return nil, linkError(err)
 	}
+	// A guest that does not answer holds nobody who has given up.
+	stop := context.AfterFunc(ctx, func() { stream.Close() })
 	conn, _, err := upgrade(stream, "dial", url.Values{"network": {network}, "address": {address}}, dialTime)
+	if !stop() && err == nil {
+		err = context.Cause(ctx)
+	}
 	if err != nil {
 		stream.Close()
 		return nil, fmt.Errorf("dial %s in the guest: %w", address, err)

@@ -103,6 +103,7 @@ type Rules struct {
 	exclude []pattern
 	below   map[string][]pattern // by directory
 	decided map[string]bool      // of directories, which are asked for often
+	sealed  bool
 	err     error
 }
 
@@ -272,7 +273,7 @@ func (r *Rules) ignored(name string, directory bool) bool {
 // of are the patterns of a directory of the tree.
 func (r *Rules) of(directory string) []pattern {
 	patterns, ok := r.below[directory]
-	if !ok {
+	if !ok && !r.sealed {
 		var err error
 		if patterns, err = read(filepath.Join(r.root, directory, ".gitignore")); err != nil && r.err == nil {
 			r.err = err
@@ -281,6 +282,10 @@ func (r *Rules) of(directory string) []pattern {
 	}
 	return patterns
 }
+
+// Seal has no more files be read: names from now on may be of directories that
+// the tree does not have, or that somebody else made up.
+func (r *Rules) Seal() { r.sealed = true }
 
 // Err is the first error that kept a file of patterns from being read. Who
 // copies something then does not know what was to stay.

@@ -207,3 +207,23 @@ func FuzzPatterns(f *testing.F) {
 		verdict(patterns, name, true)
 	})
 }
+
+// What is made up later leads to no file of the host.
+func TestSealed(t *testing.T) {
+	root := t.TempDir()
+	makeTree(t, root, map[string]string{"a/.gitignore": "x", "b/.gitignore": "x"})
+	rules, err := New(root, Options{Git: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !rules.Ignored("a/x", false) {
+		t.Error("a/x is not ignored")
+	}
+	rules.Seal()
+	if !rules.Ignored("a/x", false) || rules.Ignored("b/x", false) {
+		t.Error("sealed rules have read another file, or forgotten one")
+	}
+	if len(rules.below) != 2 {
+		t.Errorf("they keep the patterns of %d directories", len(rules.below))
+	}
+}

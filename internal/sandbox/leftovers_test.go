@@ -70,8 +70,9 @@ func check(t *testing.T, got []string, want ...string) {
 	}
 }
 
+// Tests of leftovers do not run beside others: who starts a process holds, for
+// a moment, the locks of all.
 func TestLeftoverSandbox(t *testing.T) {
-	t.Parallel()
 	s := testService(t)
 	check(t, s.leftovers(t))
 	r := s.died(t, func(*store.Record) {})
@@ -98,7 +99,6 @@ func TestLeftoverSandbox(t *testing.T) {
 
 // TestLeftoverWithoutFiles is of a sandbox whose files somebody has deleted.
 func TestLeftoverWithoutFiles(t *testing.T) {
-	t.Parallel()
 	s := testService(t)
 	r := s.died(t, func(*store.Record) {})
 	if err := os.RemoveAll(s.layout.Sandbox(r.ID)); err != nil {
@@ -129,7 +129,6 @@ func TestLeftoverWithoutFiles(t *testing.T) {
 // TestLeftoverSlot: a number counts as forgotten only if nobody is removing its
 // sandbox, and if it is certain that no sandbox has it.
 func TestLeftoverSlot(t *testing.T) {
-	t.Parallel()
 	s := testService(t)
 	first, second := s.died(t, func(*store.Record) {}), s.died(t, func(*store.Record) {})
 	s.removeLeftovers(t, first.ID, second.ID)
@@ -173,7 +172,6 @@ func TestLeftoverSlot(t *testing.T) {
 // TestLeftoverWork is of a command that was killed while something was mounted
 // in its scratch directory.
 func TestLeftoverWork(t *testing.T) {
-	t.Parallel()
 	testenv.RequireRoot(t)
 	s := testService(t)
 	alive, err := scratch.New(s.layout.Tmp(), "alive")
@@ -220,7 +218,6 @@ func makeGroup(t *testing.T, name string) *cgroup.Group {
 // TestLeftoverCgroups has groups of sandboxes that this state directory does not
 // have: an empty one, one with a process of its users, and one with another's.
 func TestLeftoverCgroups(t *testing.T) {
-	t.Parallel()
 	testenv.RequireRoot(t)
 	s := testService(t)
 	empty, ours, theirs := strange(1), strange(2), strange(3)
@@ -264,7 +261,6 @@ func TestLeftoverCgroups(t *testing.T) {
 
 // TestLeftoverCgroupOfOurs has one of a sandbox that is there and does not run.
 func TestLeftoverCgroupOfOurs(t *testing.T) {
-	t.Parallel()
 	testenv.RequireRoot(t)
 	s := testService(t)
 	r := s.died(t, func(*store.Record) {})
@@ -281,7 +277,6 @@ func TestLeftoverCgroupOfOurs(t *testing.T) {
 // TestLeftoverNetworks holds networks open as a process would that nobody
 // knows any more.
 func TestLeftoverNetworks(t *testing.T) {
-	t.Parallel()
 	testenv.RequireRoot(t)
 	testenv.Lab(t)
 	s := testService(t)
@@ -333,7 +328,6 @@ func TestLeftoverNetworks(t *testing.T) {
 // TestLeftoverSettles has something there that is about to go: that is no
 // leftover.
 func TestLeftoverSettles(t *testing.T) {
-	t.Parallel()
 	s := testService(t)
 	r := s.died(t, func(r *store.Record) { r.Status = api.StatusStopped })
 	sleep := exec.Command("sh", "-c", "sleep 0.1; rm -r "+s.layout.SandboxRun(r.ID))

@@ -103,6 +103,9 @@ func (y *syncing) run(ctx context.Context) (err error) {
 		if y.there, err = y.to.list(ctx, y.path, filetree.ListOptions{Name: ".", Digests: y.Checksum}); err != nil {
 			return err
 		}
+		if err := checkParents(y.there); err != nil {
+			return api.Errorf(api.ErrGuest, "%w", err)
+		}
 	} else {
 		y.there = map[string]filetree.Entry{}
 	}
@@ -133,7 +136,7 @@ func (y *syncing) round(ctx context.Context, first bool) error {
 	if err != nil {
 		return err
 	}
-	p, err := y.plan(source, excluded)
+	p, err := y.plan(ctx, source, excluded)
 	if err != nil {
 		return err
 	}
@@ -181,6 +184,7 @@ func (y *syncing) scan(ctx context.Context) (source map[string]filetree.Entry, e
 	}
 	var entries filetree.Entries
 	err = filetree.List(ctx, y.Source, o, entries.Add)
+	rules.Seal()
 	if err == nil {
 		err = rules.Err()
 	}

@@ -1,11 +1,12 @@
 package sandbox
 
 import (
+	"context"
+	"fmt"
 	"io/fs"
 	"maps"
 	"path"
 	"slices"
-	"strings"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/filetree"
@@ -42,7 +43,7 @@ func (p plan) changes(source map[string]filetree.Entry) api.Synced {
 
 // plan compares source with what is there. A directory in which something
 // changes is wanted as well, for that changes its time.
-func (y *syncing) plan(source map[string]filetree.Entry, excluded func(string, bool) bool) (plan, error) {
+func (y *syncing) plan(ctx context.Context, source map[string]filetree.Entry, excluded func(string, bool) bool) (plan, error) {
 	p := plan{wanted: map[string]filetree.Part{}}
 	want := func(name string) {
 		p.wanted[name] = filetree.Part{}
@@ -50,24 +51,27 @@ func (y *syncing) plan(source map[string]filetree.Entry, excluded func(string, b
 			p.wanted[parent] = filetree.Part{}
 		}
 	}
-	var clashes []string // directories that a file takes the place of
+	clashes := map[string]bool{} // directories that a file takes the place of
 	for name, s := range source {
 		t, ok := y.there[name]
-		if name == "." || special(s) || ok && y.same(s, t) {
+		if name == "." || special(s) || filetree.IsPartial(path.Base(name)) || ok && y.same(s, t) {
 			continue
 		}
 		want(name)
 		switch {
 		case !ok || s.Mode.IsDir() == t.Mode.IsDir():
 		case t.Mode.IsDir():
-			clashes = append(clashes, name)
+			clashes[name] = true
 			fallthrough
 		default:
 			p.removed = append(p.removed, name)
 		}
 	}
 	for name, t := range y.there {
-		if name == "." {
+		if err := ctx.Err(); err != nil {
+			return plan{}, err
+		}
+		if name == "." || filetree.IsPartial(path.Base(name)) {
 			continue
 		}
 		_, stays := source[name]
@@ -89,13 +93,28 @@ func (y *syncing) plan(source map[string]filetree.Entry, excluded func(string, b
 }
 
 // inOneOf is the directory that a name is in, if it is one of those.
-func inOneOf(directories []string, name string) string {
-	for _, d := range directories {
-		if strings.HasPrefix(name, d+"/") {
+func inOneOf(directories map[string]bool, name string) string {
+	if len(directories) == 0 {
+		return ""
+	}
+	for d := path.Dir(name); d != "."; d = path.Dir(d) {
+		if directories[d] {
 			return d
 		}
 	}
 	return ""
+}
+
+// checkParents fails if a listing lacks the directory of something in it: a
+// guest could else make up more directories than there may be entries.
+func checkParents(entries map[string]filetree.Entry) error {
+	for name := range entries {
+		parent := path.Dir(name)
+		if e, ok := entries[parent]; parent != "." && (!ok || !e.Mode.IsDir()) {
+			return fmt.Errorf("the sandbox lists %.200q, and not the directory that it is in", name)
+		}
+	}
+	return nil
 }
 
 // special files are not copied.

@@ -57,10 +57,11 @@ func TestSyncPlan(t *testing.T) {
 		"what is a pipe": {source: entries("p|"), there: entries("p")},
 		"to a directory": {source: entries("a/", "a/b"), there: entries("a"), keep: true, want: []string{"remove a", "send a/", "send a/b"}},
 		"to a file":      {source: entries("a"), there: entries("a/", "a/b", "a/c.o"), want: []string{"remove a/b", "remove a", "send a"}},
+		"partials":       {source: entries(".vmsan-part-a"), there: entries(".vmsan-part-b")},
 		"of an empty":    {source: entries("a"), there: entries("a/"), keep: true, want: []string{"remove a", "send a"}},
 	} {
 		y := &syncing{SyncOptions: SyncOptions{Delete: !test.keep}, there: test.there}
-		p, err := y.plan(test.source, excluded)
+		p, err := y.plan(t.Context(), test.source, excluded)
 		if err != nil {
 			t.Errorf("%s: %v", name, err)
 		}
@@ -73,8 +74,20 @@ func TestSyncPlan(t *testing.T) {
 		}
 	}
 	y := &syncing{there: entries("a/", "a/b")}
-	if _, err := y.plan(entries("a"), excluded); !api.HasCode(err, api.ErrFile) {
+	if _, err := y.plan(t.Context(), entries("a"), excluded); !api.HasCode(err, api.ErrFile) {
 		t.Errorf("a file in the place of a full directory: %v", err)
+	}
+}
+
+// A guest that makes up directories is not believed.
+func TestSyncParents(t *testing.T) {
+	if err := checkParents(entries("a/", "a/b", "c")); err != nil {
+		t.Error(err)
+	}
+	for _, list := range []map[string]filetree.Entry{entries("a/b"), entries("a", "a/b"), entries("a/", "a/b/c")} {
+		if checkParents(list) == nil {
+			t.Errorf("%v is taken for a listing", list)
+		}
 	}
 }
 
