@@ -18,7 +18,7 @@ TESTENV := VMSAN_TEST_ROOT=1 VMSAN_TEST_STATE=$(STATE) VMSAN_TEST_BINARY=$(CURDI
 PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs
 # libprotobuf-dev has the types that ours import; clones are tested on file
 # systems that share blocks.
-TESTPKGS := btrfs-progs xfsprogs busybox-static tmux nodejs npm iproute2 nftables iptables procps protobuf-compiler libprotobuf-dev man-db
+TESTPKGS := git btrfs-progs xfsprogs busybox-static tmux nodejs npm iproute2 nftables iptables procps protobuf-compiler libprotobuf-dev man-db
 # The floor of networks is made of commands.
 BENCHPKGS := iptables iproute2 procps
 

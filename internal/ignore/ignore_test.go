@@ -91,7 +91,7 @@ func sorted(lines string) string {
 func repository(t *testing.T) string {
 	t.Helper()
 	if _, err := exec.LookPath("git"); err != nil {
-		t.Skip("git, which this is compared with, is not installed")
+		t.Fatal("git, which this is compared with, is not installed")
 	}
 	root := t.TempDir()
 	if out, err := exec.Command("git", "init", "-q", root).CombinedOutput(); err != nil {
