@@ -103,8 +103,9 @@ func TestTerminal(t *testing.T) {
 	s.enter("PS1='guest> '")
 	s.enter("printf 'größe %s\\n' \"$(stty size)\"")
 	s.await("größe 24 80")
-	s.tmux("resize-window", "-x", "100", "-y", "30")
+	// While a command runs: a shell that edits a line paints it anew.
 	s.enter("until [ \"$(stty size)\" = '30 100' ]; do sleep 0.1; done; echo resized to $(stty size)")
+	s.tmux("resize-window", "-x", "100", "-y", "30")
 	s.await("resized to 30 100")
 	s.enter("echo TERM=$TERM LANG=$LANG")
 	s.await("TERM=xterm-256color LANG=C.UTF-8")
