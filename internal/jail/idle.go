@@ -67,7 +67,13 @@ func (s Spec) startIdle() (*Process, error) {
 		return nil, fmt.Errorf("make first process: %w", err)
 	}
 	defer file.Close()
-	return Start(Spec{Path: fmt.Sprintf("/proc/self/fd/%d", file.Fd()), Namespaces: unix.CLONE_NEWPID, Cgroup: s.Cgroup})
+	// The child gets the file as its first one, because the caller's number
+	// for it may be taken for another file between fork and exec
+	// (syscall.forkAndExecInChild1).
+	return Start(Spec{
+		Path: "/proc/self/fd/3", Files: []*os.File{file},
+		Namespaces: unix.CLONE_NEWPID, Cgroup: s.Cgroup,
+	})
 }
 
 // enterPIDs has the calling thread's children born in p's process namespace.

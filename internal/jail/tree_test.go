@@ -6,6 +6,7 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 
 	"golang.org/x/sys/unix"
@@ -129,4 +130,41 @@ func openFile(t *testing.T, path string) *os.File {
 	}
 	t.Cleanup(func() { f.Close() })
 	return f
+}
+
+// Children start while the caller opens and closes other files: the number of
+// the first process's program is nobody else's.
+func TestTreeBesideOtherFiles(t *testing.T) {
+	testenv.RequireRoot(t)
+	ended := make(chan struct{})
+	var others sync.WaitGroup
+	for range 2 {
+		others.Go(func() {
+			for n := 0; ; n++ {
+				var files []*os.File
+				for range 1 + n%16 {
+					if file, err := os.Open(os.DevNull); err == nil {
+						files = append(files, file)
+					}
+				}
+				for _, file := range files {
+					file.Close()
+				}
+				select {
+				case <-ended:
+					return
+				default:
+				}
+			}
+		})
+	}
+	defer others.Wait()
+	defer close(ended)
+	for range 100 {
+		p, err := Start(Spec{Path: "/bin/true", Namespaces: unix.CLONE_NEWPID, Tree: &Tree{Mount: t.TempDir()}})
+		if err != nil {
+			t.Fatal(err)
+		}
+		<-p.Done()
+	}
 }
