@@ -48,10 +48,30 @@ func (c *chunks) first() []byte {
 	return c.list[0][c.start:]
 }
 
-// drop removes the first n bytes of what first returned.
+// all returns the bytes of the oldest chunks, as many of them as to has room
+// for.
+func (c *chunks) all(to [][]byte) [][]byte {
+	for i := range c.list[:min(len(c.list), cap(to))] {
+		part := c.list[i][:]
+		if i == len(c.list)-1 {
+			part = part[:c.end]
+		}
+		if i == 0 {
+			part = part[c.start:]
+		}
+		to = append(to, part)
+	}
+	return to
+}
+
+// drop removes the first n bytes.
 func (c *chunks) drop(n int) {
-	c.start += n
-	c.tidy()
+	for n > 0 {
+		some := min(n, len(c.first()))
+		c.start += some
+		n -= some
+		c.tidy()
+	}
 }
 
 // tidy gives back the first chunk if it is empty.

@@ -22,6 +22,9 @@ type Guest struct {
 	done          chan struct{}
 	close         func() error
 
+	port  io.Reader // of data
+	early []byte    // what was read for the last session and is the next one's
+
 	mu      sync.Mutex // guards current
 	current *session
 }
@@ -31,7 +34,7 @@ type Guest struct {
 // otherwise be woken by the completion of each write. identify is called when
 // the host says who this guest is, and ends before the host is answered.
 func Listen(control, data io.ReadWriteCloser, identify func(Identity) error) *Guest {
-	g := &Guest{control: control, data: data, identify: identify, streams: make(chan net.Conn), done: make(chan struct{})}
+	g := &Guest{control: control, data: data, port: patient{newPagePort(data)}, identify: identify, streams: make(chan net.Conn), done: make(chan struct{})}
 	g.close = sync.OnceValue(func() error {
 		close(g.done)
 		return errors.Join(control.Close(), data.Close())
@@ -105,23 +108,62 @@ func (g *Guest) become(digits string) bool {
 	return err == nil
 }
 
-// receive hands what comes over the data port to the session there is. What
+// receive runs one session after the other, for as long as the port lives. What
 // comes while there is none was meant for an old one.
 func (g *Guest) receive() {
 	defer g.Close()
-	buf := make([]byte, 32<<10)
-	for port := (patient{g.data}); ; {
-		n, err := port.Read(buf)
-		if err != nil {
+	for {
+		in := inlet{g, g.session()}
+		if in.session != nil {
+			g.report(in.session.run(in))
+		}
+		if _, err := io.Copy(io.Discard, in); !errors.Is(err, errReset) {
 			return
 		}
-		g.mu.Lock()
-		current := g.current
-		g.mu.Unlock()
-		if current != nil {
-			current.in.Write(buf[:n])
+	}
+}
+
+// report tells the console why a session ended, if it was not replaced.
+func (g *Guest) report(err error) {
+	select {
+	case <-g.done:
+	default:
+		if !errors.Is(err, errReset) {
+			fmt.Fprintf(os.Stderr, "guest link: %v\n", err)
 		}
 	}
+}
+
+// inlet is the data port for as long as a session is the guest's. Reading a port
+// cannot be interrupted, so what comes may be the next session's: it is kept
+// for that.
+type inlet struct {
+	guest   *Guest
+	session *session
+}
+
+func (i inlet) Read(b []byte) (int, error) {
+	g := i.guest
+	if g.session() != i.session {
+		return 0, errReset
+	}
+	if len(g.early) > 0 {
+		n := copy(b, g.early)
+		g.early = g.early[n:]
+		return n, nil
+	}
+	n, err := g.port.Read(b)
+	if g.session() != i.session {
+		g.early = append([]byte(nil), b[:n]...)
+		return 0, errReset
+	}
+	return n, err
+}
+
+func (g *Guest) session() *session {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return g.current
 }
 
 func (g *Guest) swap(next *session) (old *session) {
@@ -131,19 +173,16 @@ func (g *Guest) swap(next *session) (old *session) {
 	return old
 }
 
-// replace ends the session there is, if any, and begins another, in the
-// background, so that a host which dies before its nonce has come through
-// does not keep the next one from resetting.
+// replace ends the session there is, if any, and begins another. The answer is
+// written in the background, so that a host which dies before it has come
+// through does not keep the next one from resetting.
 func (g *Guest) replace(n nonce) {
 	g.swap(nil).end()
-	r, w := io.Pipe()
-	s := &session{in: w, ended: make(chan struct{})}
-	s.mux = newMux(r, g.data, s.interrupt, g.offer)
+	s := &session{mux: newMux(nil, g.data, func() {}, g.offer), nonce: n}
 	g.swap(s)
 	go func() {
-		defer close(s.ended)
-		if err := s.run(n, r); err != nil && !errors.Is(err, errReset) && !errors.Is(err, io.ErrClosedPipe) {
-			fmt.Fprintf(os.Stderr, "guest link: %v\n", err)
+		if err := s.raw(n[:]); err != nil {
+			s.fail(fmt.Errorf("answer host: %w", err))
 		}
 	}()
 }
@@ -151,24 +190,16 @@ func (g *Guest) replace(n nonce) {
 // session is one host's conversation on the data port.
 type session struct {
 	*mux
-	in    *io.PipeWriter // what the port has for the session
-	ended chan struct{}
+	nonce nonce
 }
 
-// interrupt leaves the port open.
-func (s *session) interrupt() { s.in.CloseWithError(errReset) }
-
-func (s *session) run(n nonce, r *io.PipeReader) error {
-	// So that the port's bytes do not wait for a session that reads no more.
-	defer r.CloseWithError(errReset)
-	if err := s.raw(n[:]); err != nil {
-		return s.fail(fmt.Errorf("answer host: %w", err))
-	}
-	rest, err := discardUntil(r, n)
+// run receives until the session ends.
+func (s *session) run(in io.Reader) error {
+	rest, err := discardUntil(in, s.nonce)
 	if err != nil {
 		return s.fail(err)
 	}
-	s.mux.in.Reset(io.MultiReader(bytes.NewReader(rest), r))
+	s.in.Reset(io.MultiReader(bytes.NewReader(rest), in))
 	return s.mux.run()
 }
 
@@ -183,14 +214,13 @@ func (g *Guest) offer(stream *Stream) {
 	}()
 }
 
-// end stops s and returns when it no longer touches the data port. Nil is
+// end stops s and returns when it no longer writes to the data port. Nil is
 // fine.
 func (s *session) end() {
 	if s == nil {
 		return
 	}
 	s.fail(errReset)
-	<-s.ended
 	s.stop()
 }
 

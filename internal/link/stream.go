@@ -67,8 +67,12 @@ func (s *Stream) receive(in io.Reader, length int) error {
 		s.mu.Lock()
 		s.data.filled(n)
 		s.held.Add(int64(n))
-		s.changed.Broadcast()
 		length -= n
+		// A port gives a page at a time, and for each a reader would have to be
+		// woken, and to write it elsewhere.
+		if length == 0 || n == len(free) || err != nil {
+			s.changed.Broadcast()
+		}
 		if err != nil {
 			return err
 		}
@@ -113,11 +117,14 @@ func (s *Stream) Read(b []byte) (int, error) {
 	return n, err
 }
 
-// WriteTo implements io.WriterTo, without a buffer in between.
+// WriteTo implements io.WriterTo, without a buffer in between, and with all that
+// there is in one system call where w has one for that.
 func (s *Stream) WriteTo(w io.Writer) (total int64, err error) {
+	parts := make([][]byte, 0, window/chunkSize)
 	for {
 		s.mu.Lock()
-		data, err := s.await()
+		_, err := s.await()
+		some := net.Buffers(s.data.all(parts))
 		s.mu.Unlock()
 		if err == io.EOF {
 			return total, nil
@@ -125,10 +132,10 @@ func (s *Stream) WriteTo(w io.Writer) (total int64, err error) {
 		if err != nil {
 			return total, err
 		}
-		n, err := w.Write(data)
-		total += int64(n)
+		n, err := some.WriteTo(w)
+		total += n
 		s.mu.Lock()
-		owed := s.consume(n)
+		owed := s.consume(int(n))
 		s.mu.Unlock()
 		if owed > 0 {
 			_ = s.mux.send(frameRoom, s.id, owed, nil)
