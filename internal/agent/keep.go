@@ -35,9 +35,16 @@ type recording struct {
 	waiting  bool
 	// pacer is the reader the command waits for; the others lose what they are too slow for.
 	pacer *recordingReader
+	// newest is the record before end, if it is a small one: what is typed is echoed a few bytes at a time,
+	// to readers that are waiting for it.
+	newest []byte
 }
 
-const recordHeader = 5
+const (
+	recordHeader = 5
+	// smallRecord is the most of a record that is written at once and held in memory, in bytes.
+	smallRecord = 4 << 10
+)
 
 // errLapped says that a reader was too slow and what it would read next is overwritten.
 var errLapped = errors.New("reader fell behind the output that is kept")
@@ -113,14 +120,20 @@ func (r *recording) write(from source, data []byte, size int64) error {
 		}
 		r.oldest += recordHeader + int64(length)
 	}
-	var header [recordHeader]byte
-	header[0] = byte(from)
-	binary.BigEndian.PutUint32(header[1:], uint32(len(data)))
-	if err := r.writeAt(header[:], r.end); err != nil {
+	record := binary.BigEndian.AppendUint32(append(r.newest[:0], byte(from)), uint32(len(data)))
+	r.newest = record[:0]
+	rest := data
+	if size <= smallRecord {
+		record, rest = append(record, data...), nil
+	}
+	if err := r.writeAt(record, r.end); err != nil {
 		return err
 	}
-	if err := r.writeAt(data, r.end+recordHeader); err != nil {
+	if err := r.writeAt(rest, r.end+recordHeader); err != nil {
 		return err
+	}
+	if rest == nil {
+		r.newest = record
 	}
 	r.end += size
 	return nil
@@ -152,7 +165,12 @@ func (r *recording) writeAt(data []byte, position int64) error {
 	return err
 }
 
+// readAt reads of a single record.
 func (r *recording) readAt(data []byte, position int64) error {
+	if start := r.end - int64(len(r.newest)); position >= start && len(r.newest) > 0 {
+		copy(data, r.newest[position-start:])
+		return nil
+	}
 	at := position % r.capacity
 	first := min(int64(len(data)), r.capacity-at)
 	if _, err := r.file.ReadAt(data[:first], at); err != nil {

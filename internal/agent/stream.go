@@ -85,72 +85,89 @@ func (c *call) CloseWrite() error {
 	return nil
 }
 
-// serveCommand runs the one command of a stream.
+// serveCommand runs, or joins, the one command of a stream.
 func (a *Agent) serveCommand(stream net.Conn, in *bufio.Reader) {
 	defer stream.Close()
 	out := &commandStream{stream: stream}
-	if err := a.runCommand(out, in); err != nil {
+	r, follower, err := a.openCommand(in)
+	if err == nil {
+		err = out.see(r, follower, in)
+	}
+	if err != nil {
 		out.fail(err)
 	}
 }
 
-// runCommand starts a command and sees it to its end. An error means that there is no such end to tell.
-func (a *Agent) runCommand(out *commandStream, in *bufio.Reader) error {
-	request, err := readStart(in)
+// openCommand does what the first frame says: it starts a command, or finds one that is there.
+func (a *Agent) openCommand(in *bufio.Reader) (*running, follower, error) {
+	header, err := wire.ReadHeader(in, true)
 	if err != nil {
-		return connect.NewError(connect.CodeInvalidArgument, err)
+		return nil, nil, connect.NewError(connect.CodeInvalidArgument, err)
 	}
-	r, err := a.startRequest(request)
-	if err != nil {
-		return err
+	switch header.Kind {
+	case wire.Start:
+		request, err := wire.ReadRequest(in, header)
+		if err != nil {
+			return nil, nil, connect.NewError(connect.CodeInvalidArgument, err)
+		}
+		r, err := a.startRequest(request)
+		if err != nil {
+			return nil, nil, err
+		}
+		return r, r.starter, nil
+	case wire.Join:
+		pid, err := wire.ReadNumber(in, header)
+		if err != nil {
+			return nil, nil, connect.NewError(connect.CodeInvalidArgument, err)
+		}
+		return a.joinCommand(pid)
 	}
-	defer r.kill()
+	return nil, nil, connect.NewError(connect.CodeInvalidArgument, fmt.Errorf("a stream that begins with kind %#x", byte(header.Kind)))
+}
+
+// see sees a command to its end, or the host's following it. An error means that there is no such end to tell.
+func (s *commandStream) see(r *running, follower follower, in *bufio.Reader) error {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
-	if r.command.limit > 0 {
+	owned := !r.command.keep // by this stream
+	if owned {
+		defer r.kill()
+	}
+	if owned && r.command.limit > 0 {
 		// A tree that does not die of its limit is not waited for.
 		defer time.AfterFunc(r.command.limit+limitGrace, cancel).Stop()
 	}
-	if err := out.send(wire.Number(wire.Started, r.pid)); err != nil {
+	if err := s.send(wire.Number(wire.Started, r.pid)); err != nil {
 		cancel() // the follower has to be told, too
 	}
 	go func() {
-		out.receive(ctx, r, in)
+		s.receive(ctx, r, in)
 		// The host is gone, or done: the command's output has nowhere to go.
-		r.kill()
+		if owned {
+			r.kill()
+		}
 		cancel()
-		out.stream.SetWriteDeadline(time.Unix(1, 0))
+		s.stream.SetWriteDeadline(time.Unix(1, 0))
 	}()
-	out.offerMove(r)
-	followErr := r.starter.follow(ctx, out.output)
+	s.prepare(follower)
+	followErr := follower.follow(ctx, s.output)
 	select {
 	case <-r.ended:
 	case <-ctx.Done():
 	}
 	switch {
 	case r.timedOut.Load():
-		return out.send(wire.End{Code: -1, TimedOut: true}.Frame())
+		return s.send(wire.End{Code: -1, TimedOut: true}.Frame())
 	case followErr != nil:
-		return followErr
+		return streamError(followErr)
 	case ctx.Err() != nil:
 		return ctx.Err()
 	}
-	return out.send(wire.End{Code: r.end.GetExitCode(), Signal: r.end.GetSignal()}.Frame())
+	return s.send(wire.End{Code: r.end.GetExitCode(), Signal: r.end.GetSignal()}.Frame())
 }
 
 // limitGrace is how long after its limit a command's end is waited for.
 const limitGrace = 2 * time.Second
-
-func readStart(in *bufio.Reader) (*wire.Request, error) {
-	header, err := wire.ReadHeader(in, true)
-	if err != nil {
-		return nil, err
-	}
-	if header.Kind != wire.Start {
-		return nil, fmt.Errorf("a stream that begins with kind %#x", byte(header.Kind))
-	}
-	return wire.ReadRequest(in, header)
-}
 
 // startRequest starts a command like the public contract does.
 func (a *Agent) startRequest(request *wire.Request) (*running, error) {
@@ -167,11 +184,35 @@ func (a *Agent) startRequest(request *wire.Request) (*running, error) {
 	if request.User != "" {
 		config.User = &request.User
 	}
-	c, err := a.resolveCommand(ctx, &process.StartRequest{Process: config, Stdin: &request.Stdin}, nil)
+	start := &process.StartRequest{Process: config, Stdin: &request.Stdin, KeepOutput: request.Keep}
+	if request.Terminal != nil {
+		start.Pty = terminalOf(*request.Terminal)
+	}
+	c, err := a.resolveCommand(ctx, start, nil)
 	if err != nil {
 		return nil, err
 	}
 	return a.startCommand(c)
+}
+
+func terminalOf(size wire.Size) *process.PTY {
+	return &process.PTY{Size: &process.PTY_Size{Cols: uint32(size.Columns), Rows: uint32(size.Rows)}}
+}
+
+// joinCommand finds a command whose output is kept.
+func (a *Agent) joinCommand(pid int) (*running, follower, error) {
+	r := a.table.byPid(pid)
+	if r == nil {
+		return nil, nil, connect.NewError(connect.CodeNotFound, fmt.Errorf("process %d not found", pid))
+	}
+	if !r.command.keep {
+		return nil, nil, connect.NewError(connect.CodeFailedPrecondition, fmt.Errorf("the output of process %d is not kept", pid))
+	}
+	follower, err := r.output.join(true)
+	if err != nil {
+		return nil, nil, connect.NewError(connect.CodeResourceExhausted, err)
+	}
+	return r, follower, nil
 }
 
 // commandStream is what is sent to the host about one command.
@@ -199,22 +240,30 @@ type pipeTaker interface {
 	MoveFrom(pipe *os.File, most, headSize int, head func(n int) []byte) (int, error)
 }
 
-// offerMove lets the output of r be moved to the stream, before any of it is sent.
-func (s *commandStream) offerMove(r *running) {
-	first, ok := r.starter.(*directFollower)
-	to, takes := s.stream.(pipeTaker)
-	if ok && takes {
-		r.output.mu.Lock()
-		defer r.output.mu.Unlock()
-		first.mover = func(from source, pipe *os.File) (int, error) {
-			s.mu.Lock()
-			defer s.mu.Unlock()
-			return to.MoveFrom(pipe, wire.MaxOutput, wire.HeaderSize, func(n int) []byte {
-				head := make([]byte, wire.HeaderSize)
-				wire.Header{Kind: outputKind(from), Length: n}.Put(head)
-				return head
-			})
+// prepare makes the stream known to its follower, before anything is sent of the output: it is told when a
+// follower of what is kept has caught up, and can have output moved to it.
+func (s *commandStream) prepare(of follower) {
+	switch f := of.(type) {
+	case *keptFollower:
+		f.caughtUp = func() error { return s.send(wire.Frame(wire.CaughtUp, nil)) }
+	case *directFollower:
+		if to, takes := s.stream.(pipeTaker); takes {
+			f.output.mu.Lock()
+			defer f.output.mu.Unlock()
+			f.mover = s.moveFrom(to)
 		}
+	}
+}
+
+func (s *commandStream) moveFrom(to pipeTaker) mover {
+	return func(from source, pipe *os.File) (int, error) {
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		return to.MoveFrom(pipe, wire.MaxOutput, wire.HeaderSize, func(n int) []byte {
+			head := make([]byte, wire.HeaderSize)
+			wire.Header{Kind: outputKind(from), Length: n}.Put(head)
+			return head
+		})
 	}
 }
 
@@ -255,6 +304,13 @@ func (s *commandStream) receive(ctx context.Context, r *running, in *bufio.Reade
 			}
 		case wire.InputEnd:
 			input.end()
+		case wire.Resize:
+			size, err := wire.ReadSize(in, header)
+			if err != nil {
+				return
+			}
+			// It fails for a command that has ended, or has no terminal.
+			_ = r.resize(windowSize(terminalOf(size)))
 		default:
 			return
 		}
@@ -262,11 +318,13 @@ func (s *commandStream) receive(ctx context.Context, r *running, in *bufio.Reade
 }
 
 // inlet holds what the host has sent until the command takes it. So nobody who reads the stream waits for
-// a command, and the stream's end is seen at once.
+// a command, and the stream's end is seen at once. One goroutine fills it and one empties it.
 type inlet struct {
 	mu      sync.Mutex
 	changed sync.Cond
-	waiting []byte
+	ring    *[wire.InputWindow]byte // nil until something comes
+	start   int                     // where what waits begins
+	waiting int                     // bytes
 	ended   bool
 }
 
@@ -279,22 +337,35 @@ func newInlet() *inlet {
 var errInputWindow = errors.New("the host sent more input than there was room for")
 
 func (i *inlet) readFrom(in *bufio.Reader, n int) error {
-	data := make([]byte, n)
-	if _, err := io.ReadFull(in, data); err != nil {
-		return err
+	for n > 0 {
+		free, err := i.free(n)
+		if err != nil {
+			return err
+		}
+		if _, err := io.ReadFull(in, free); err != nil {
+			return err
+		}
+		i.mu.Lock()
+		i.waiting += len(free)
+		i.changed.Signal()
+		i.mu.Unlock()
+		n -= len(free)
 	}
+	return nil
+}
+
+// free is room for up to n bytes, of which there has to be that much altogether.
+func (i *inlet) free(n int) ([]byte, error) {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	if i.ended || len(i.waiting)+n > wire.InputWindow {
-		return errInputWindow
+	if i.ended || i.waiting+n > wire.InputWindow {
+		return nil, errInputWindow
 	}
-	if len(i.waiting) == 0 {
-		i.waiting = data
-	} else {
-		i.waiting = append(i.waiting, data...)
+	if i.ring == nil {
+		i.ring = new([wire.InputWindow]byte)
 	}
-	i.changed.Signal()
-	return nil
+	at := (i.start + i.waiting) % wire.InputWindow
+	return i.ring[at:min(at+n, wire.InputWindow)], nil
 }
 
 func (i *inlet) end() {
@@ -304,32 +375,43 @@ func (i *inlet) end() {
 	i.changed.Signal()
 }
 
-// next waits for input; there is none at the end.
-func (i *inlet) next() []byte {
+// next waits for input and returns up to most bytes of it; there is none at the end.
+func (i *inlet) next(most int) []byte {
 	i.mu.Lock()
 	defer i.mu.Unlock()
-	for len(i.waiting) == 0 && !i.ended {
+	for i.waiting == 0 && !i.ended {
 		i.changed.Wait()
 	}
-	data := i.waiting
-	i.waiting = nil
-	return data
+	if i.waiting == 0 {
+		return nil
+	}
+	return i.ring[i.start:min(i.start+min(i.waiting, most), wire.InputWindow)]
+}
+
+// took gives back the room of what next has returned.
+func (i *inlet) took(n int) {
+	i.mu.Lock()
+	defer i.mu.Unlock()
+	i.start = (i.start + n) % wire.InputWindow
+	i.waiting -= n
 }
 
 // inputPiece is how much of the input is written before the host is told that there is room again, in bytes.
 const inputPiece = wire.InputWindow / 4
 
-// drain writes the input to the command and closes it at the end. Input that the command does not take is
+// drain writes the input to the command and closes it at the end, unless it is a terminal. Input that the command does not take is
 // not asked for any more.
 func (i *inlet) drain(ctx context.Context, r *running, taken func(int) error) {
-	defer r.closeInput()
-	for data := i.next(); len(data) > 0; data = i.next() {
-		for len(data) > 0 {
-			piece := data[:min(len(data), inputPiece)]
-			data = data[len(piece):]
-			if r.write(ctx, false, piece) != nil || taken(len(piece)) != nil {
-				return
-			}
+	if r.terminal == nil {
+		defer r.closeInput()
+	}
+	for data := i.next(inputPiece); len(data) > 0; data = i.next(inputPiece) {
+		if r.write(ctx, r.terminal != nil, data) != nil {
+			return
+		}
+		i.took(len(data))
+		if taken(len(data)) != nil {
+			return
 		}
 	}
 }

@@ -164,7 +164,7 @@ func (a *app) executeOnTerminal(ctx context.Context, service *sandbox.Service, r
 
 // conclude sees a session to its end, or to ours.
 func (a *app) conclude(ctx context.Context, service *sandbox.Service, record *store.Record, t *guest.Terminal, keys []byte) error {
-	exit, detached, err := a.converse(ctx, t, keys)
+	exit, detached, err := a.converse(t, keys)
 	if err != nil {
 		return service.Explain(ctx, record, err)
 	}

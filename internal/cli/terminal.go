@@ -1,7 +1,6 @@
 package cli
 
 import (
-	"context"
 	"errors"
 	"io"
 	"maps"
@@ -78,7 +77,7 @@ func terminalEnv(env, sandbox map[string]string) map[string]string {
 
 // converse connects our terminal with one in the guest until the command
 // there has ended, or the detach keys are typed. Raw mode lasts as long.
-func (a *app) converse(ctx context.Context, t *guest.Terminal, keys []byte) (exit guest.Exit, detached bool, err error) {
+func (a *app) converse(t *guest.Terminal, keys []byte) (exit guest.Exit, detached bool, err error) {
 	defer t.Close()
 	fd, typed := terminalFD(a.stdin)
 	if typed {
@@ -88,13 +87,13 @@ func (a *app) converse(ctx context.Context, t *guest.Terminal, keys []byte) (exi
 		}
 		defer term.RestoreTerminal(fd, state)
 	}
-	defer a.followSize(ctx, t)()
+	defer a.followSize(t)()
 	ready, left, ended := make(chan struct{}), make(chan struct{}), make(chan struct{})
 	go func() {
 		<-ready
 		in := a.stdin
 		if typed && t.Joined() {
-			a.redraw(ctx, t)
+			a.redraw(t)
 			in = withoutAnswers{in, time.Now().Add(answerTime)}
 		}
 		if errors.As(passInput(t, in, keys), new(term.EscapeError)) {
@@ -188,28 +187,34 @@ func (r withoutAnswers) Read(p []byte) (int, error) {
 	}
 }
 
+// redrawPause is long enough for a program to look at one size before the next.
+const redrawPause = 20 * time.Millisecond
+
 // redraw has programs paint the screen anew: its size may be another now.
-func (a *app) redraw(ctx context.Context, t *guest.Terminal) {
+func (a *app) redraw(t *guest.Terminal) {
 	size := a.terminalSize()
 	// Only a change of size is told to programs.
-	for _, rows := range []int{size.Rows + 1, size.Rows} {
-		if err := t.Resize(ctx, guest.Size{Columns: size.Columns, Rows: rows}); err != nil {
-			a.log.Debug("redraw", "error", err)
-		}
+	a.resize(t, guest.Size{Columns: size.Columns, Rows: size.Rows + 1})
+	time.Sleep(redrawPause)
+	a.resize(t, size)
+}
+
+func (a *app) resize(t *guest.Terminal, size guest.Size) {
+	// If it cannot be told, Follow knows why.
+	if err := t.Resize(size); err != nil {
+		a.log.Debug("resize", "error", err)
 	}
 }
 
 // followSize keeps the terminal in the guest as large as ours.
-func (a *app) followSize(ctx context.Context, t *guest.Terminal) (stop func()) {
+func (a *app) followSize(t *guest.Terminal) (stop func()) {
 	changed, done := make(chan os.Signal, 1), make(chan struct{})
 	signal.Notify(changed, unix.SIGWINCH)
 	go func() {
 		for {
 			select {
 			case <-changed:
-				if err := t.Resize(ctx, a.terminalSize()); err != nil {
-					a.log.Debug("resize", "error", err)
-				}
+				a.resize(t, a.terminalSize())
 			case <-done:
 				return
 			}

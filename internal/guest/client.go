@@ -50,6 +50,7 @@ func New(dial Dial) *Client {
 		MaxIdleConnsPerHost:    8,
 		MaxResponseHeaderBytes: 64 << 10,
 		ReadBufferSize:         64 << 10,
+		WriteBufferSize:        256 << 10, // of what is copied, one frame of the link
 	}}
 	calls := &http.Client{Transport: bounded{h.Transport}}
 	options := []connect.ClientOption{connect.WithReadMaxBytes(maxMessage)}

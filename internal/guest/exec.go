@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"strconv"
 	"strings"
 	"time"
 	"unicode"
@@ -14,6 +13,7 @@ import (
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/guest/proto/process"
+	"github.com/vmsan/vmsan/internal/guest/wire"
 )
 
 // Command is a command to run in the guest.
@@ -47,65 +47,6 @@ type Exit struct {
 	Signal int
 	// TimedOut is true if it was killed because its Timeout had passed.
 	TimedOut bool
-}
-
-// start is what Command means on the wire.
-func (c *Command) start() *process.StartRequest {
-	config := &process.ProcessConfig{Cmd: c.Args[0], Args: c.Args[1:], Envs: c.Env}
-	if c.Dir != "" {
-		config.Cwd = &c.Dir
-	}
-	if c.User != "" {
-		config.User = &c.User
-	}
-	stdin := c.Stdin != nil
-	return &process.StartRequest{Process: config, Stdin: &stdin}
-}
-
-// timeoutHeader is Connect's own; the guest API makes it the command's limit.
-const timeoutHeader = "Connect-Timeout-Ms"
-
-// open starts a command. A timeout is not given by way of a context's
-// deadline, which would end our wait together with the command and so lose
-// what the guest has to say about its end.
-func (c *Client) open(ctx context.Context, request *process.StartRequest, timeout time.Duration) (*connect.ServerStreamForClient[process.StartResponse], error) {
-	r := connect.NewRequest(request)
-	if timeout > 0 {
-		r.Header().Set(timeoutHeader, strconv.FormatInt(max(timeout.Milliseconds(), 1), 10))
-	}
-	stream, err := c.proc.Start(ctx, r)
-	if err != nil {
-		return nil, startError(request.Process.Cmd, err)
-	}
-	return stream, nil
-}
-
-// output writes a command's output where it belongs.
-type output struct{ stdout, stderr io.Writer }
-
-func (o output) take(event *process.ProcessEvent) (exit Exit, ended bool, err error) {
-	if end := event.GetEnd(); end != nil {
-		return exitOf(end), true, nil
-	}
-	data := event.GetData()
-	if err := write(o.stdout, data.GetStdout()); err != nil {
-		return exit, false, fmt.Errorf("write the command's output: %w", err)
-	}
-	if err := write(o.stdout, data.GetPty()); err != nil {
-		return exit, false, fmt.Errorf("write the command's output: %w", err)
-	}
-	if err := write(o.stderr, data.GetStderr()); err != nil {
-		return exit, false, fmt.Errorf("write the command's errors: %w", err)
-	}
-	return exit, false, nil
-}
-
-func write(w io.Writer, data []byte) error {
-	if w == nil || len(data) == 0 {
-		return nil
-	}
-	_, err := w.Write(data)
-	return err
 }
 
 func exitOf(end *process.ProcessEvent_EndEvent) Exit {
@@ -149,48 +90,30 @@ type Process struct {
 
 // StartDetached starts a command that goes on without us, whose output is
 // kept in the guest, and returns its process id.
-func (c *Client) StartDetached(ctx context.Context, command Command) (int, error) {
-	request := command.start()
-	request.KeepOutput = true
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := c.open(ctx, request, command.Timeout)
-	if err != nil {
-		return 0, err
-	}
-	defer stream.Close()
-	for stream.Receive() {
-		if started := stream.Msg().GetEvent().GetStart(); started != nil {
-			return int(started.GetPid()), nil
-		}
-	}
-	return 0, startError(command.Args[0], stream.Err())
+func (c *Client) StartDetached(ctx context.Context, command Command) (pid int, err error) {
+	request := command.request()
+	request.Keep = true
+	err = c.talk(ctx, func(err error) error { return startError(command.Args[0], err) }, func(t *talk) error {
+		t.started = func(n int) { pid = n }
+		return t.open(request.Frame())
+	})
+	return pid, err
 }
 
 // Attach writes what the process pid has put out, as far as it was kept, and
 // what it goes on to put out, until it ends. When ctx ends the process goes
 // on.
-func (c *Client) Attach(ctx context.Context, pid int, stdout, stderr io.Writer) (Exit, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	defer cancel()
-	stream, err := c.proc.Connect(ctx, connect.NewRequest(&process.ConnectRequest{
-		Process: selectPID(pid),
-		Replay:  true,
-	}))
-	if err != nil {
-		return Exit{}, processError(pid, err)
-	}
-	defer stream.Close()
-	out := output{stdout: stdout, stderr: stderr}
-	for stream.Receive() {
-		if exit, ended, err := out.take(stream.Msg().GetEvent()); ended || err != nil {
-			return exit, err
-		}
-	}
-	if stream.Err() == nil {
-		return Exit{}, linkError(io.ErrUnexpectedEOF)
-	}
-	return Exit{}, processError(pid, stream.Err())
+func (c *Client) Attach(ctx context.Context, pid int, stdout, stderr io.Writer) (exit Exit, err error) {
+	err = c.talk(ctx, func(err error) error { return processError(pid, err) }, func(t *talk) error {
+		t.stdout, t.stderr = stdout, stderr
+		exit, err = t.toEnd(wire.Number(wire.Join, pid))
+		return err
+	})
+	return exit, err
+}
+
+func selectPID(pid int) *process.ProcessSelector {
+	return &process.ProcessSelector{Selector: &process.ProcessSelector_Pid{Pid: uint32(pid)}}
 }
 
 // Processes lists the commands that run, and the detached ones that ended.

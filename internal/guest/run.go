@@ -18,124 +18,174 @@ import (
 // command, with all it started. An error means that the command could not be
 // started (api.ErrExecNotFound, ErrExecNotExecutable) or that its end is not
 // known.
-func (c *Client) Run(ctx context.Context, command Command) (Exit, error) {
+func (c *Client) Run(ctx context.Context, command Command) (exit Exit, err error) {
+	err = c.talk(ctx, func(err error) error { return startError(command.Args[0], err) }, func(t *talk) error {
+		t.stdout, t.stderr = command.Stdout, command.Stderr
+		if command.Stdin != nil {
+			t.started = func(int) { go t.sendInput(command.Stdin) }
+		}
+		exit, err = t.toEnd(command.request().Frame())
+		return err
+	})
+	return exit, err
+}
+
+// talk opens a stream for what is said of one command, for as long as say takes.
+// explain says which command an error is about.
+func (c *Client) talk(ctx context.Context, explain func(error) error, say func(*talk) error) error {
 	stream, err := c.dial(ctx)
 	if err != nil {
-		return Exit{}, startError(command.Args[0], err)
+		return explain(err)
 	}
 	defer stream.Close()
 	defer context.AfterFunc(ctx, func() { stream.Close() })()
-	r := &run{command: &command, stream: stream, in: bufio.NewReaderSize(stream, readSize), room: credit{given: make(chan struct{}, 1)}}
-	exit, err := r.run()
+	err = say(newTalk(stream, explain))
 	if err != nil && ctx.Err() != nil {
 		// What is wrong with the stream is that it was closed.
 		err = ctx.Err()
 	}
-	return exit, err
+	return err
+}
+
+// request is what a command means on the wire.
+func (c *Command) request() *wire.Request {
+	return &wire.Request{Args: c.Args, Env: c.Env, Dir: c.Dir, User: c.User, Timeout: c.Timeout, Stdin: c.Stdin != nil}
 }
 
 // readSize is what is read from a stream at once, in bytes.
 const readSize = 64 << 10
 
-// run is one command and the stream it is run over.
-type run struct {
-	command *Command
-	stream  net.Conn
-	in      *bufio.Reader
-	started bool
-	room    credit
+// talk is what is said of one command, on a stream of its own.
+type talk struct {
+	stream         net.Conn
+	in             *bufio.Reader
+	room           credit
+	stdout, stderr io.Writer
+	explain        func(error) error // says which command it is about
+	started        func(pid int)     // is called once; may be nil
+	caughtUp       func()            // may be nil
+	begun          bool
 }
 
-func (r *run) run() (Exit, error) {
-	request := wire.Request{
-		Args: r.command.Args, Env: r.command.Env, Dir: r.command.Dir, User: r.command.User,
-		Timeout: r.command.Timeout, Stdin: r.command.Stdin != nil,
+func newTalk(stream net.Conn, explain func(error) error) *talk {
+	return &talk{
+		stream: stream, in: bufio.NewReaderSize(stream, readSize),
+		room: credit{given: make(chan struct{}, 1), bytes: wire.InputWindow}, explain: explain,
 	}
-	if _, err := r.stream.Write(append([]byte{wire.Hello}, request.Frame()...)); err != nil {
-		return Exit{}, r.failed(err)
+}
+
+// open says the first frame and hears that there is a command.
+func (t *talk) open(first []byte) error {
+	if _, err := t.stream.Write(append([]byte{wire.Hello}, first...)); err != nil {
+		return t.failed(err)
 	}
-	r.room.give(wire.InputWindow)
-	defer r.room.end()
-	for {
-		header, err := wire.ReadHeader(r.in, false)
+	for !t.begun {
+		_, ended, err := t.next()
 		if err != nil {
-			return Exit{}, r.failed(err)
+			return err
 		}
-		exit, ended, err := r.take(header)
-		if ended || err != nil {
+		if ended {
+			return t.failed(io.ErrUnexpectedEOF)
+		}
+	}
+	return nil
+}
+
+// toEnd says the first frame and hears the guest out.
+func (t *talk) toEnd(first []byte) (Exit, error) {
+	defer t.room.end()
+	if err := t.open(first); err != nil {
+		return Exit{}, err
+	}
+	return t.rest()
+}
+
+// rest hears the guest out.
+func (t *talk) rest() (Exit, error) {
+	for {
+		if exit, ended, err := t.next(); ended || err != nil {
 			return exit, err
 		}
 	}
 }
 
-// take reads the body of a frame and does what it asks for.
-func (r *run) take(header wire.Header) (exit Exit, ended bool, err error) {
+// next reads a frame and does what it asks for.
+func (t *talk) next() (exit Exit, ended bool, err error) {
+	header, err := wire.ReadHeader(t.in, false)
+	if err != nil {
+		return exit, false, t.failed(err)
+	}
 	switch header.Kind {
 	case wire.Stdout:
-		return exit, false, r.write(r.command.Stdout, header.Length, "output")
+		return exit, false, t.write(t.stdout, header.Length, "output")
 	case wire.Stderr:
-		return exit, false, r.write(r.command.Stderr, header.Length, "errors")
+		return exit, false, t.write(t.stderr, header.Length, "errors")
 	case wire.Started, wire.Taken:
-		n, err := wire.ReadNumber(r.in, header)
+		n, err := wire.ReadNumber(t.in, header)
 		if err != nil {
-			return exit, false, r.failed(err)
+			return exit, false, t.failed(err)
 		}
 		if header.Kind == wire.Taken {
-			r.room.give(n)
+			t.room.give(n)
 			return exit, false, nil
 		}
-		return exit, false, r.begin()
+		return exit, false, t.begin(n)
+	case wire.CaughtUp:
+		if t.caughtUp != nil {
+			t.caughtUp()
+		}
+		return exit, false, nil
 	case wire.Ended:
-		end, err := wire.ReadEnd(r.in, header)
+		end, err := wire.ReadEnd(t.in, header)
 		if err != nil {
-			return exit, false, r.failed(err)
+			return exit, false, t.failed(err)
 		}
 		return Exit{Code: int(end.Code), Signal: int(end.Signal), TimedOut: end.TimedOut}, true, nil
 	}
-	failure, err := wire.ReadFailure(r.in, header)
+	failure, err := wire.ReadFailure(t.in, header)
 	if err != nil {
-		return exit, false, r.failed(err)
+		return exit, false, t.failed(err)
 	}
-	return exit, false, r.failed(connect.NewWireError(connect.Code(failure.Code), errors.New(failure.Text)))
+	return exit, false, t.failed(connect.NewWireError(connect.Code(failure.Code), errors.New(failure.Text)))
 }
 
-// begin sends the input, once: a guest may say anything any number of times.
-func (r *run) begin() error {
-	if r.started {
-		return r.failed(errors.New("the guest says again that the command has started"))
+// begin is once: a guest may say anything any number of times.
+func (t *talk) begin(pid int) error {
+	if t.begun {
+		return t.failed(errors.New("the guest says again that the command has started"))
 	}
-	r.started = true
-	if r.command.Stdin != nil {
-		go r.sendInput()
+	t.begun = true
+	if t.started != nil {
+		t.started(pid)
 	}
 	return nil
 }
 
-func (r *run) failed(err error) error {
+func (t *talk) failed(err error) error {
 	if err == io.EOF {
 		err = io.ErrUnexpectedEOF
 	}
-	return startError(r.command.Args[0], err)
+	return t.explain(err)
 }
 
 // write hands on n bytes of output as they come.
-func (r *run) write(w io.Writer, n int, what string) error {
+func (t *talk) write(w io.Writer, n int, what string) error {
 	for n > 0 {
-		if r.in.Buffered() == 0 {
-			if _, err := r.in.Peek(1); err != nil {
-				return r.failed(err)
+		if t.in.Buffered() == 0 {
+			if _, err := t.in.Peek(1); err != nil {
+				return t.failed(err)
 			}
 		}
-		data, err := r.in.Peek(min(n, r.in.Buffered()))
+		data, err := t.in.Peek(min(n, t.in.Buffered()))
 		if err != nil {
-			return r.failed(err)
+			return t.failed(err)
 		}
 		if w != nil {
 			if _, err := w.Write(data); err != nil {
 				return fmt.Errorf("write the command's %s: %w", what, err)
 			}
 		}
-		r.in.Discard(len(data))
+		t.in.Discard(len(data))
 		n -= len(data)
 	}
 	return nil
@@ -146,24 +196,24 @@ const inputChunk = 64 << 10
 
 // sendInput sends the input until it ends, and then closes the command's.
 // That the command does not want it is no error: it shows in how it ends.
-func (r *run) sendInput() {
+func (t *talk) sendInput(from io.Reader) {
 	buffer := make([]byte, wire.HeaderSize+inputChunk)
 	for {
-		room := r.room.take(inputChunk)
+		room := t.room.take(inputChunk)
 		if room == 0 {
 			return
 		}
-		n, err := r.command.Stdin.Read(buffer[wire.HeaderSize:][:room])
-		r.room.give(room - n)
+		n, err := from.Read(buffer[wire.HeaderSize:][:room])
+		t.room.give(room - n)
 		if n > 0 {
 			wire.Header{Kind: wire.Input, Length: n}.Put(buffer)
-			if _, err := r.stream.Write(buffer[:wire.HeaderSize+n]); err != nil {
+			if _, err := t.stream.Write(buffer[:wire.HeaderSize+n]); err != nil {
 				return
 			}
 		}
 		if err != nil {
 			// If it cannot be sent, the command is gone.
-			_, _ = r.stream.Write(wire.Frame(wire.InputEnd, nil))
+			_, _ = t.stream.Write(wire.Frame(wire.InputEnd, nil))
 			return
 		}
 	}

@@ -3,18 +3,18 @@ package guest
 import (
 	"context"
 	"io"
+	"net"
+	"sync"
 	"time"
 
-	"connectrpc.com/connect"
-
-	"github.com/vmsan/vmsan/internal/guest/proto/process"
+	"github.com/vmsan/vmsan/internal/guest/wire"
 )
 
 // Size is that of a terminal, in characters. Zeros stand for 80 and 24.
 type Size struct{ Columns, Rows int }
 
-func (s Size) pty() *process.PTY {
-	return &process.PTY{Size: &process.PTY_Size{Cols: uint32(max(s.Columns, 0)), Rows: uint32(max(s.Rows, 0))}}
+func (s Size) wire() wire.Size {
+	return wire.Size{Columns: uint16(min(max(s.Columns, 0), 1<<16-1)), Rows: uint16(min(max(s.Rows, 0), 1<<16-1))}
 }
 
 // Terminal is a client of a command that runs on a terminal in the guest. The
@@ -25,68 +25,53 @@ type Terminal struct {
 	// PID is the command's process id in the guest.
 	PID int
 
-	client *Client
 	joined bool
-	events terminalEvents
-	input  *connect.ClientStreamForClient[process.StreamInputRequest, process.StreamInputResponse]
-	cancel context.CancelFunc
+	talk   *talk
+	// sending is held while something is written, so that frames stay whole.
+	sending sync.Mutex
+	stop    func() bool // of ctx ending the stream
 }
 
-// terminalEvents are the events of a Start or a Connect.
-type terminalEvents interface {
-	Receive() bool
-	Err() error
-	Close() error
-}
-
-// OpenTerminal starts a command on a terminal of its own. Its Stdin, Stdout
-// and Stderr are not looked at, and Timeout ends it as ever.
+// OpenTerminal starts a command on a terminal of its own, which lasts as long
+// as ctx. Its Stdin, Stdout and Stderr are not looked at, and Timeout ends it as
+// ever.
 func (c *Client) OpenTerminal(ctx context.Context, command Command, size Size) (*Terminal, error) {
-	request := command.start()
-	request.Pty, request.Stdin, request.KeepOutput = size.pty(), nil, true
-	ctx, cancel := context.WithCancel(ctx)
-	stream, err := c.open(ctx, request, command.Timeout)
-	if err != nil {
-		cancel()
-		return nil, err
-	}
-	t := &Terminal{client: c, events: stream, cancel: cancel}
-	for stream.Receive() {
-		if started := stream.Msg().GetEvent().GetStart(); started != nil {
-			t.PID = int(started.GetPid())
-			t.openInput(ctx)
-			return t, nil
-		}
-	}
-	defer t.Close()
-	return nil, startError(command.Args[0], stream.Err())
+	request := command.request()
+	of := size.wire()
+	request.Terminal, request.Keep, request.Stdin = &of, true, false
+	return c.terminal(ctx, request.Frame(), func(err error) error { return startError(command.Args[0], err) })
 }
 
 // JoinTerminal makes another client of a command on a terminal. Follow begins
 // with the output that was kept.
 func (c *Client) JoinTerminal(ctx context.Context, pid int) (*Terminal, error) {
-	ctx, cancel := context.WithCancel(ctx)
-	stream, err := c.proc.Connect(ctx, connect.NewRequest(&process.ConnectRequest{Process: selectPID(pid), Replay: true}))
+	t, err := c.terminal(ctx, wire.Number(wire.Join, pid), func(err error) error { return processError(pid, err) })
 	if err != nil {
-		cancel()
-		return nil, processError(pid, err)
+		return nil, err
 	}
-	t := &Terminal{PID: pid, client: c, joined: true, events: stream, cancel: cancel}
-	t.openInput(ctx)
+	t.joined, t.PID = true, pid
 	return t, nil
 }
 
-func selectPID(pid int) *process.ProcessSelector {
-	return &process.ProcessSelector{Selector: &process.ProcessSelector_Pid{Pid: uint32(pid)}}
-}
-
-// openInput opens the stream of what is typed. That it is not taken any more
-// is what Follow tells.
-func (t *Terminal) openInput(ctx context.Context) {
-	t.input = t.client.proc.StreamInput(ctx)
-	_ = t.input.Send(&process.StreamInputRequest{Event: &process.StreamInputRequest_Start{
-		Start: &process.StreamInputRequest_StartEvent{Process: selectPID(t.PID)},
-	}})
+// terminal returns once the guest says that there is one.
+func (c *Client) terminal(ctx context.Context, first []byte, explain func(error) error) (*Terminal, error) {
+	stream, err := c.dial(ctx)
+	if err != nil {
+		return nil, explain(err)
+	}
+	t := &Terminal{
+		talk: newTalk(stream, explain),
+		stop: context.AfterFunc(ctx, func() { stream.Close() }),
+	}
+	t.talk.started = func(pid int) { t.PID = pid }
+	if err := t.talk.open(first); err != nil {
+		t.Close()
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, err
+	}
+	return t, nil
 }
 
 // Joined is true for a terminal that was there before this client.
@@ -95,72 +80,57 @@ func (t *Terminal) Joined() bool { return t.joined }
 // Follow writes what the terminal shows until the command has ended. When all
 // that was kept from before has been written, it calls caughtUp.
 func (t *Terminal) Follow(w io.Writer, caughtUp func()) (Exit, error) {
-	replaying := t.joined
-	if !replaying {
-		caughtUp()
-	}
-	out := output{stdout: w}
-	for t.events.Receive() {
-		event := t.event()
-		if replaying && event.GetKeepalive() != nil {
-			replaying = false
-			caughtUp()
-		}
-		if exit, ended, err := out.take(event); ended || err != nil {
-			return exit, err
-		}
-	}
-	switch err := t.events.Err(); {
-	case err == nil:
-		return Exit{}, linkError(io.ErrUnexpectedEOF)
-	case connect.CodeOf(err) == connect.CodeDeadlineExceeded && connect.IsWireError(err):
-		// So the contract ends the stream of a command whose time is up.
-		return Exit{Code: -1, TimedOut: true}, nil
-	default:
-		return Exit{}, processError(t.PID, err)
-	}
+	defer t.talk.room.end()
+	t.talk.stdout, t.talk.caughtUp = w, sync.OnceFunc(caughtUp)
+	return t.talk.rest()
 }
 
-func (t *Terminal) event() *process.ProcessEvent {
-	switch stream := t.events.(type) {
-	case *connect.ServerStreamForClient[process.StartResponse]:
-		return stream.Msg().GetEvent()
-	case *connect.ServerStreamForClient[process.ConnectResponse]:
-		return stream.Msg().GetEvent()
+// Write types into the terminal. It waits while the guest has no room for it.
+func (t *Terminal) Write(data []byte) (n int, err error) {
+	for n < len(data) {
+		room := t.talk.room.take(min(len(data)-n, inputChunk))
+		if room == 0 {
+			return n, callError("type into the terminal", net.ErrClosed)
+		}
+		if err := t.send(wire.Frame(wire.Input, data[n:n+room])); err != nil {
+			return n, callError("type into the terminal", err)
+		}
+		n += room
 	}
-	return nil
+	return n, nil
 }
 
-// Write types into the terminal.
-func (t *Terminal) Write(data []byte) (int, error) {
-	err := t.input.Send(&process.StreamInputRequest{Event: &process.StreamInputRequest_Data{
-		Data: &process.StreamInputRequest_DataEvent{Input: &process.ProcessInput{Input: &process.ProcessInput_Pty{Pty: data}}},
-	}})
-	if err != nil {
-		return 0, callError("type into the terminal", err)
-	}
-	return len(data), nil
+func (t *Terminal) send(frame []byte) error {
+	t.sending.Lock()
+	defer t.sending.Unlock()
+	_, err := t.talk.stream.Write(frame)
+	return err
 }
 
 // Resize tells the command of another size.
-func (t *Terminal) Resize(ctx context.Context, size Size) error {
-	_, err := t.client.proc.Update(ctx, connect.NewRequest(&process.UpdateRequest{Process: selectPID(t.PID), Pty: size.pty()}))
-	return callError("resize the terminal", err)
+func (t *Terminal) Resize(size Size) error {
+	return callError("resize the terminal", t.send(size.wire().Frame()))
 }
 
 // leaveTime is how long a guest may take to take what was typed last.
 const leaveTime = 2 * time.Second
 
-// Leave is Close after all that was typed has been taken.
+// Leave is Close after all that was typed has been taken. It is called by who
+// calls Write, while Follow goes on.
 func (t *Terminal) Leave() {
-	defer time.AfterFunc(leaveTime, t.cancel).Stop()
-	// It fails if the command has ended, which needs no input then.
-	_, _ = t.input.CloseAndReceive()
+	defer time.AfterFunc(leaveTime, t.talk.room.end).Stop()
+	for left := wire.InputWindow; left > 0; {
+		n := t.talk.room.take(left)
+		if n == 0 {
+			break
+		}
+		left -= n
+	}
 	t.Close()
 }
 
 // Close leaves the command alone.
 func (t *Terminal) Close() {
-	t.cancel()
-	t.events.Close()
+	t.stop()
+	t.talk.stream.Close()
 }

@@ -20,23 +20,28 @@ const Hello = 0x01
 // Kind says what the body of a frame is.
 type Kind byte
 
-// What the host sends, in this order: one Start, and of Input what the agent
-// has room for. The end of the stream ends the command.
+// What the host sends: one Start or Join, and then of Input what the agent has
+// room for. The end of the stream ends a command that is not kept.
 const (
 	// Start has a Request.
 	Start Kind = iota + 1
-	// Input is for the command's standard input.
+	// Input is for the command's standard input, or its terminal.
 	Input
-	// InputEnd closes it. No body.
+	// InputEnd closes standard input. No body.
 	InputEnd
+	// Join follows a kept command that is there already, whose process id of
+	// four bytes it has. Its output comes from the oldest that was kept on.
+	Join
+	// Resize has a Size.
+	Resize
 )
 
 // What the agent sends: either one Failed, or Started, anything of the next
-// three, and Ended or Failed.
+// four, and Ended or Failed.
 const (
 	// Started has the process id, of four bytes.
 	Started Kind = iota + 0x11
-	// Stdout and Stderr are output.
+	// Stdout and Stderr are output. A terminal's is Stdout.
 	Stdout
 	Stderr
 	// Taken has the number of bytes of Input that there is room for again.
@@ -45,6 +50,8 @@ const (
 	Ended
 	// Failed has a Failure.
 	Failed
+	// CaughtUp says that all that was kept from before a Join has come. No body.
+	CaughtUp
 )
 
 const (
@@ -64,8 +71,8 @@ const (
 
 // longest is the most that the body of each kind can have.
 var longest = [...]int{
-	Start: maxRequest, Input: InputWindow, InputEnd: 0,
-	Started: 4, Stdout: MaxOutput, Stderr: MaxOutput, Taken: 4, Ended: endSize, Failed: 4 + maxText,
+	Start: maxRequest, Input: InputWindow, InputEnd: 0, Join: 4, Resize: sizeSize,
+	Started: 4, Stdout: MaxOutput, Stderr: MaxOutput, Taken: 4, Ended: endSize, Failed: 4 + maxText, CaughtUp: 0,
 }
 
 // Header is that of a frame.
@@ -88,7 +95,7 @@ func ReadHeader(r io.Reader, fromHost bool) (Header, error) {
 		return Header{}, err
 	}
 	h := Header{Kind(b[0]), int(binary.BigEndian.Uint32(b[1:]))}
-	if h.Kind < Start || h.Kind > Failed || (h.Kind > InputEnd && h.Kind < Started) || fromHost != (h.Kind <= InputEnd) {
+	if h.Kind < Start || h.Kind > CaughtUp || (h.Kind > Resize && h.Kind < Started) || fromHost != (h.Kind <= Resize) {
 		return Header{}, fmt.Errorf("frame of unknown kind %#x", b[0])
 	}
 	if h.Length > longest[h.Kind] {
@@ -104,14 +111,14 @@ func Frame(kind Kind, body []byte) []byte {
 	return append(b, body...)
 }
 
-// Number is a frame of Started or Taken.
+// Number is a frame of Started, Taken or Join.
 func Number(kind Kind, n int) []byte {
 	var body [4]byte
 	binary.BigEndian.PutUint32(body[:], uint32(n))
 	return Frame(kind, body[:])
 }
 
-// ReadNumber reads the body of Started or Taken.
+// ReadNumber reads the body of Started, Taken or Join.
 func ReadNumber(r io.Reader, h Header) (int, error) {
 	var body [4]byte
 	if h.Length != len(body) {
@@ -121,6 +128,31 @@ func ReadNumber(r io.Reader, h Header) (int, error) {
 		return 0, err
 	}
 	return int(binary.BigEndian.Uint32(body[:])), nil
+}
+
+// Size is that of a terminal, in characters. Zeros stand for 80 and 24.
+type Size struct{ Columns, Rows uint16 }
+
+const sizeSize = 2 + 2
+
+func (s Size) append(b []byte) []byte {
+	return binary.BigEndian.AppendUint16(binary.BigEndian.AppendUint16(b, s.Columns), s.Rows)
+}
+
+// Frame is the frame of s.
+func (s Size) Frame() []byte { return Frame(Resize, s.append(nil)) }
+
+// ReadSize reads the body of Resize.
+func ReadSize(r io.Reader, h Header) (Size, error) {
+	var body [sizeSize]byte
+	if h.Length != len(body) {
+		return Size{}, fmt.Errorf("a size of %d bytes", h.Length)
+	}
+	if _, err := io.ReadFull(r, body[:]); err != nil {
+		return Size{}, err
+	}
+	p := parser{rest: body[:]}
+	return p.size(), nil
 }
 
 // End is how a command ended.
@@ -190,6 +222,28 @@ type Request struct {
 	Dir, User string
 	Timeout   time.Duration // 0: none
 	Stdin     bool          // there will be Input; else it is /dev/null
+	Keep      bool          // it goes on without us, and its output is kept
+	Terminal  *Size         // it runs on one of its own, which takes Input; nil: it does not
+}
+
+// Bits of a request's flags.
+const (
+	flagStdin = 1 << iota
+	flagKeep
+	flagTerminal
+)
+
+func (r *Request) flags() (flags byte) {
+	if r.Stdin {
+		flags |= flagStdin
+	}
+	if r.Keep {
+		flags |= flagKeep
+	}
+	if r.Terminal != nil {
+		flags |= flagTerminal
+	}
+	return flags
 }
 
 // Frame is the frame of r. A request that is too large for one is refused by
@@ -197,10 +251,9 @@ type Request struct {
 func (r *Request) Frame() []byte {
 	b := make([]byte, HeaderSize, 512)
 	b = binary.BigEndian.AppendUint64(b, uint64(r.Timeout))
-	if r.Stdin {
-		b = append(b, 1)
-	} else {
-		b = append(b, 0)
+	b = append(b, r.flags())
+	if r.Terminal != nil {
+		b = r.Terminal.append(b)
 	}
 	b = appendString(appendString(b, r.Dir), r.User)
 	b = binary.BigEndian.AppendUint32(b, uint32(len(r.Args)))
@@ -231,7 +284,14 @@ var errShort = errors.New("a request that is cut short")
 
 func parseRequest(body []byte) (*Request, error) {
 	p := parser{rest: body}
-	request := &Request{Timeout: time.Duration(p.uint64()), Stdin: p.byte() != 0, Dir: p.string(), User: p.string()}
+	request := &Request{Timeout: time.Duration(p.uint64())}
+	flags := p.byte()
+	request.Stdin, request.Keep = flags&flagStdin != 0, flags&flagKeep != 0
+	if flags&flagTerminal != 0 {
+		size := p.size()
+		request.Terminal = &size
+	}
+	request.Dir, request.User = p.string(), p.string()
 	count := p.uint32()
 	// Each takes four bytes at least, so that a count cannot make us
 	// allocate more than was sent.
@@ -275,8 +335,10 @@ func (p *parser) take(n int) []byte {
 }
 
 func (p *parser) byte() byte     { return p.take(1)[0] }
+func (p *parser) uint16() uint16 { return binary.BigEndian.Uint16(p.take(2)) }
 func (p *parser) uint32() uint32 { return binary.BigEndian.Uint32(p.take(4)) }
 func (p *parser) uint64() uint64 { return binary.BigEndian.Uint64(p.take(8)) }
+func (p *parser) size() Size     { return Size{p.uint16(), p.uint16()} }
 
 func (p *parser) string() string {
 	s := p.take(int(p.uint32()))

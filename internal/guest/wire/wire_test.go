@@ -16,6 +16,7 @@ func TestRequest(t *testing.T) {
 			Args: []string{"sh", "-c", "", "a\x00b\xff"}, Env: map[string]string{"A": "", "": "=", "B": "2"},
 			Dir: "/tmp", User: "nobody:1", Timeout: 90 * time.Second, Stdin: true,
 		},
+		{Args: []string{"sh"}, Keep: true, Terminal: &Size{Columns: 132, Rows: 65535}},
 	} {
 		r := bytes.NewReader(want.Frame())
 		h, err := ReadHeader(r, true)
@@ -59,9 +60,9 @@ func TestAnswers(t *testing.T) {
 // the other may.
 func TestBadHeaders(t *testing.T) {
 	for _, b := range [][]byte{
-		{0, 0, 0, 0, 0}, {4, 0, 0, 0, 0}, {0x10, 0, 0, 0, 0}, {0x17, 0, 0, 0, 0}, {0xff, 0, 0, 0, 0},
+		{0, 0, 0, 0, 0}, {6, 0, 0, 0, 0}, {0x10, 0, 0, 0, 0}, {0x18, 0, 0, 0, 0}, {0xff, 0, 0, 0, 0},
 		{byte(Start), 0, 0x40, 0, 1}, {byte(Input), 0, 4, 0, 1}, {byte(InputEnd), 0, 0, 0, 1},
-		{byte(Stdout), 0, 0x20, 0, 1}, {byte(Failed), 0xff, 0xff, 0xff, 0xff}, {byte(Ended), 0, 0, 0, 10},
+		{byte(Resize), 0, 0, 0, 5}, {byte(Join), 0, 0, 0, 5}, {byte(CaughtUp), 0, 0, 0, 1}, {byte(Stdout), 0, 0x20, 0, 1}, {byte(Failed), 0xff, 0xff, 0xff, 0xff}, {byte(Ended), 0, 0, 0, 10},
 	} {
 		for _, fromHost := range []bool{true, false} {
 			if h, err := ReadHeader(bytes.NewReader(b), fromHost); err == nil {
@@ -69,7 +70,7 @@ func TestBadHeaders(t *testing.T) {
 			}
 		}
 	}
-	for kind, fromHost := range map[Kind]bool{Start: false, Input: false, Stdout: true, Ended: true} {
+	for kind, fromHost := range map[Kind]bool{Start: false, Input: false, Resize: false, Stdout: true, Ended: true, CaughtUp: true} {
 		if _, err := ReadHeader(bytes.NewReader(Frame(kind, nil)), fromHost); err == nil {
 			t.Errorf("kind %#x from the wrong side passed", kind)
 		}
@@ -81,7 +82,7 @@ func TestBadHeaders(t *testing.T) {
 
 // FuzzRequest is the agent's decoder.
 func FuzzRequest(f *testing.F) {
-	full := Request{Args: []string{"a", "b"}, Env: map[string]string{"k": "v"}, Dir: "/", User: "u", Timeout: 1, Stdin: true}
+	full := Request{Args: []string{"a", "b"}, Env: map[string]string{"k": "v"}, Dir: "/", User: "u", Timeout: 1, Stdin: true, Terminal: &Size{80, 24}}
 	f.Add(full.Frame()[HeaderSize:])
 	f.Add([]byte{})
 	f.Add(bytes.Repeat([]byte{0xff}, 40))
