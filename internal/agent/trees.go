@@ -23,7 +23,7 @@ const (
 // Digest are of what is there of them at the other side.
 func (a *Agent) serveTree(w http.ResponseWriter, r *http.Request) {
 	path, _, err := a.treePath(r)
-	o := filetree.PackOptions{Name: r.URL.Query().Get("name")}
+	o := filetree.PackOptions{Name: r.URL.Query().Get("name"), Direct: true}
 	if err == nil && r.Method == http.MethodPost {
 		if o.Wanted, err = filetree.ReadWanted(r.Body); err != nil {
 			err = httpErrorf(http.StatusBadRequest, "%v", err)
@@ -116,7 +116,9 @@ func (a *Agent) takeTree(w http.ResponseWriter, r *http.Request) {
 	}
 	query := r.URL.Query()
 	keep := query.Get("owners") == "keep"
-	o := filetree.UnpackOptions{Name: query.Get("name"), Trusted: keep, Resume: query.Has("resume"), Removals: query.Has("removals")}
+	o := filetree.UnpackOptions{
+		Name: query.Get("name"), Trusted: keep, Resume: query.Has("resume"), Removals: query.Has("removals"), Direct: true,
+	}
 	if !keep {
 		o.Owner = &filetree.Owner{UID: int(owner.uid), GID: int(owner.gid)}
 	}

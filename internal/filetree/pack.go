@@ -28,6 +28,8 @@ type PackOptions struct {
 	Wanted map[string]Part
 	// Removed are names that whoever unpacks is to remove first, in this order.
 	Removed []string
+	// Direct reads large files past the page cache.
+	Direct bool
 	// Progress is optional.
 	Progress Progress
 }
@@ -40,6 +42,7 @@ type PackOptions struct {
 func Pack(ctx context.Context, w io.Writer, top string, o PackOptions) (Totals, error) {
 	buffered := bufio.NewWriterSize(w, 2*copyBuffer)
 	p := &packer{ctx: ctx, options: o, tar: tar.NewWriter(buffered), linked: map[inode]string{}, buffer: make([]byte, copyBuffer)}
+	defer p.direct.close()
 	p.around = ancestors(o.Wanted)
 	for _, name := range o.Removed {
 		if err := p.tar.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: name, Format: tar.FormatPAX, PAXRecords: map[string]string{removeRecord: "yes"}}); err != nil {
@@ -67,6 +70,7 @@ type packer struct {
 	// around has the directories that have something wanted in them.
 	around map[string]bool
 	buffer []byte
+	direct direct
 }
 
 // ancestors are the names of all directories around those of wanted.
@@ -270,8 +274,14 @@ type sized struct {
 
 func (s sized) Size() int64 { return s.size }
 
-func (p *packer) content(r io.Reader, size int64) error {
-	n, err := io.CopyBuffer(onlyWriter{p.tar}, io.LimitReader(r, size), p.buffer)
+func (p *packer) content(handle *os.File, size int64) error {
+	if p.options.Direct {
+		var err error
+		if size, err = p.direct.read(p.ctx, p.tar, handle, size); err != nil {
+			return err
+		}
+	}
+	n, err := io.CopyBuffer(onlyWriter{p.tar}, io.LimitReader(handle, size), p.buffer)
 	for err == nil && n < size {
 		clear(p.buffer)
 		var filled int

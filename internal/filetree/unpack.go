@@ -36,6 +36,8 @@ type UnpackOptions struct {
 	Parts map[string]Part
 	// Removals lets the stream remove files.
 	Removals bool
+	// Direct keeps large files out of the page cache.
+	Direct bool
 	// Progress is optional.
 	Progress Progress
 }
@@ -64,6 +66,7 @@ type unpacker struct {
 	tar     *tar.Reader
 	totals  Totals
 	buffer  []byte
+	direct  direct
 
 	root *os.Root
 	// inside is true once root is the tree that was asked for, and not the
@@ -103,6 +106,7 @@ func (u *unpacker) close() {
 		u.at.Close()
 	}
 	u.root.Close()
+	u.direct.close()
 }
 
 func (u *unpacker) unpack() error {
@@ -509,7 +513,14 @@ func (u *unpacker) pour(handle *os.File, size int64) error {
 
 // write writes bytes of the stream, and leaves holes where they are zeros.
 func (u *unpacker) write(handle *os.File, size int64) error {
-	for left := size; left > 0; {
+	left := size
+	if u.options.Direct {
+		var err error
+		if left, err = u.direct.write(u.ctx, handle, u.tar, size); err != nil {
+			return err
+		}
+	}
+	for left > 0 {
 		if err := u.ctx.Err(); err != nil {
 			return err
 		}
@@ -518,7 +529,7 @@ func (u *unpacker) write(handle *os.File, size int64) error {
 			return fmt.Errorf("read the stream: %w", err)
 		}
 		left -= int64(n)
-		if bytes.Equal(u.buffer[:n], zeros[:n]) {
+		if isZero(u.buffer[:n]) {
 			_, err = handle.Seek(int64(n), io.SeekCurrent)
 		} else {
 			_, err = handle.Write(u.buffer[:n])
@@ -531,6 +542,9 @@ func (u *unpacker) write(handle *os.File, size int64) error {
 }
 
 var zeros [copyBuffer]byte
+
+// isZero is for up to copyBuffer bytes.
+func isZero(data []byte) bool { return bytes.Equal(data, zeros[:len(data)]) }
 
 func (u *unpacker) link(h *tar.Header) error {
 	target, err := localName(h.Linkname)
