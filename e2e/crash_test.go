@@ -21,6 +21,7 @@ import (
 // the command, at some moment of everything that saves or restores machines.
 // With the tests of load there are more moments.
 func TestKilledWhileSaving(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	rounds := 1
 	if os.Getenv(loadVar) != "" {

@@ -105,6 +105,7 @@ func (b *syncBuffer) String() string {
 // A whole life is in the journal, step by step and once, also when the sandbox
 // is gone, and who follows sees the same.
 func TestEventsOfALife(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	following := h.follow(t)
 	id := h.must("create", "--name", "web", "--network-policy", "deny-all")

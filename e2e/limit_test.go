@@ -189,6 +189,7 @@ func (h *host) client(t *testing.T, args ...string) (kill func()) {
 // A terminal keeps its sandbox alive until its client is gone, unless that was
 // not wanted.
 func TestTerminalsExtend(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "web", "--timeout", "1h")
 	kill := h.client(t, "exec", "-t", "web", "sh", "-c", "echo here; sleep 100000")

@@ -34,6 +34,7 @@ time.sleep(100000)
 `
 
 func TestPorts(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "box", "--publish", "18000:8000", "--publish", "18001:8001:lo", "--publish", "18002:8001")
 	if before := h.ports("box"); len(before) > 0 {

@@ -36,6 +36,7 @@ func busybox(t *testing.T) string {
 // A sandbox starts from an image that only a registry has, is killed in the
 // middle of getting it, and runs what the image says.
 func TestPullAndRun(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	slow, halted := atomic.Bool{}, make(chan struct{})
 	next := hubs.New(hubs.Logger(log.New(io.Discard, "", 0)))

@@ -66,6 +66,7 @@ func (h *host) resume(all int64, args ...string) (copied api.Copied) {
 // TestResume has copies break off in the middle of a large file, in both
 // directions, and go on.
 func TestResume(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "box", "--network", "none")
 	const size = 96 << 20

@@ -196,6 +196,7 @@ while True:
 // connection brings hears within two seconds that it is gone. The source's
 // goes on, also after a pause.
 func TestConnectionsReset(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	testenv.Lab(t)
 	h.must("create", "--name", "source")
@@ -273,6 +274,7 @@ while True: time.sleep(100)
 // TestVerbsWhilePaused does with paused sandboxes, with their memory and
 // without, what can be done with others.
 func TestVerbsWhilePaused(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	testenv.Lab(t)
 	const good = "198.51.100.10"
@@ -454,6 +456,7 @@ func TestBadSnapshots(t *testing.T) {
 // TestSnapshotKeepsPolicy: what a sandbox may not reach, one that goes on from
 // its snapshot may not reach either, unless that is asked for.
 func TestSnapshotKeepsPolicy(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	testenv.Lab(t)
 	const good, bad = "198.51.100.10", "203.0.113.99"

@@ -130,6 +130,7 @@ func (h *host) checkClock(name string) {
 // Cycles of pausing and of going back lose nothing, and the policy holds after
 // each.
 func TestCycles(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	const cycles = 5 // of each; ten times as many with the tests of load
 	h.must("create", "--name", "web", "--allowed-domain", "allowed.example")

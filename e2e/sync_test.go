@@ -20,6 +20,7 @@ const compared = `cd %s && find . -mindepth 1 -printf '%%p %%y %%m %%l\n' | sort
 // TestSyncWatch has a tree change in all the ways that editors, builds and
 // checkouts change one, and waits for a sandbox to have what it has.
 func TestSyncWatch(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "box", "--network", "none")
 	tree := t.TempDir()
@@ -98,6 +99,7 @@ func TestSyncWatch(t *testing.T) {
 // changed is sent. Under emulation to make the files takes the longest, so there
 // are 50,000 with the tests of load alone.
 func TestSyncLarge(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
 	h.must("create", "--name", "box", "--network", "none")
 	directories := 10
