@@ -3,16 +3,24 @@ package e2e
 import (
 	"encoding/json"
 	"fmt"
+	"io"
+	"log"
+	"net/http/httptest"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
 	"testing"
 
+	hubs "github.com/google/go-containerregistry/pkg/registry"
+	v1 "github.com/google/go-containerregistry/pkg/v1"
+
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/testenv"
+	images "github.com/vmsan/vmsan/internal/testenv/hub"
 )
 
 // faultsVar asks for a fault at every point, 500 random kills and all that
@@ -28,7 +36,7 @@ type deed struct {
 
 // deeds are all that changes what is on a host. What the guest of box was told
 // is written before is there afterwards, or box is not.
-func deeds(archive string) []deed {
+func deeds(archive, ref string) []deed {
 	box := func(h *host) {
 		h.must("create", "--name", "box", "--network-policy", "allow-all")
 		h.must("exec", "--no-stdin", "box", "sh", "-c", "echo acknowledged >/root/file; sync")
@@ -60,6 +68,7 @@ func deeds(archive string) []deed {
 		{args: []string{"fork", "box", "--count", "2", "--name", "copy"}, before: box, check: (*host).checkBox},
 		{args: []string{"network", "box", "--network-policy", "deny-all"}, before: box, check: (*host).checkBox},
 		{args: []string{"image", "import", archive, "tiny"}},
+		{args: []string{"image", "pull", ref}},
 		{args: []string{"volume", "create", "data"}},
 	}
 }
@@ -84,8 +93,12 @@ func TestFaults(t *testing.T) {
 	binary := build(t, "../cmd/vmsan", "-tags", "faults")
 	archive := filepath.Join(t.TempDir(), "tiny.tar")
 	command(t, "tar", "-c", "-C", t.TempDir(), "-f", archive, ".")
+	server := httptest.NewServer(hubs.New(hubs.Logger(log.New(io.Discard, "", 0))))
+	t.Cleanup(server.Close)
+	ref := server.Listener.Addr().String() + "/team/tiny:1"
+	images.Push(t, ref, images.Image(t, runtime.GOARCH, v1.Config{}, []images.File{{Path: "etc/file", Content: "pulled"}}))
 	seen := seen{points: map[string]bool{}}
-	for i, d := range deeds(archive) {
+	for i, d := range deeds(archive, ref) {
 		if os.Getenv(faultsVar) == "" && i%3 != 0 {
 			continue // all of them take half an hour
 		}
@@ -93,7 +106,7 @@ func TestFaults(t *testing.T) {
 			t.Parallel()
 			h := newHost(t)
 			h.binary = binary
-			f := &faults{host: h, order: filepath.Join(t.TempDir(), "order"), log: filepath.Join(t.TempDir(), "log")}
+			f := &faults{host: h, ref: ref, order: filepath.Join(t.TempDir(), "order"), log: filepath.Join(t.TempDir(), "log")}
 			h.env = []string{"VMSAN_FAULT_ORDER=" + f.order, "VMSAN_FAULT_LOG=" + f.log}
 			f.tryAll(d, i, &seen)
 		})
@@ -120,6 +133,7 @@ func (s *seen) first(point string) bool {
 type faults struct {
 	*host
 	order, log string // files; see internal/fault
+	ref        string // of an image that may have been pulled
 }
 
 func (f *faults) write(path, text string) {
@@ -154,15 +168,17 @@ func (f *faults) tryAll(d deed, n int, seen *seen) {
 	if len(points) == 0 {
 		f.t.Fatal("it passes no point")
 	}
-	actions := []string{"kill", "ENOSPC"}
-	if os.Getenv(faultsVar) == "" {
-		// Another one for each deed.
-		points, actions = points[n%len(points):][:1], actions[n%2:][:1]
+	short := os.Getenv(faultsVar) == ""
+	if short {
+		points = points[n%len(points):][:1] // another one for each deed
 	}
 	for i, point := range points {
-		todo := actions
+		todo := []string{"kill", lacks[(n+i)%len(lacks)]}
+		if short {
+			todo = todo[n%2:][:1]
+		}
 		if !seen.first(point) && len(todo) > 1 {
-			todo = actions[i%2:][:1] // the other way it was broken off elsewhere
+			todo = todo[i%2:][:1] // the other way it was broken off elsewhere
 		}
 		for _, action := range todo {
 			f.try(d, point, action)
@@ -171,6 +187,10 @@ func (f *faults) tryAll(d deed, n int, seen *seen) {
 	}
 	f.t.Logf("broken off after each of %s", strings.Join(points, ", "))
 }
+
+// lacks are what a step may fail for: the disk is full or broken, there are no
+// more files to be had, or it is not allowed.
+var lacks = []string{"ENOSPC", "EIO", "EMFILE", "EPERM"}
 
 func (f *faults) begin(d deed) {
 	f.t.Helper()
@@ -215,7 +235,7 @@ func (f *faults) clear(what string) {
 	for _, s := range f.snapshots() {
 		f.must("snapshot", "rm", s.ID)
 	}
-	for _, args := range [][]string{{"volume", "rm", "data"}, {"image", "rm", "tiny"}} {
+	for _, args := range [][]string{{"volume", "rm", "data"}, {"image", "rm", "tiny"}, {"image", "rm", f.ref}} {
 		f.vmsan(args...) // there need not be one
 	}
 	f.noLeftovers(what)

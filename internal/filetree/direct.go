@@ -99,7 +99,7 @@ func writeSparse(handle *os.File, data []byte) error {
 		}
 		data = data[n:]
 		n = pieces(data, false)
-		if _, err := writeDirect(handle, data[:n]); err != nil {
+		if err := writeDirect(handle, data[:n]); err != nil {
 			return err
 		}
 		data = data[n:]
@@ -120,16 +120,18 @@ func pieces(data []byte, empty bool) (n int) {
 	return n
 }
 
-// writeDirect goes on without direct I/O on a file system that only says it can.
-func writeDirect(handle *os.File, data []byte) (int, error) {
+// writeDirect goes on without direct I/O on a file system that only says it can,
+// and behind what a disk that is full still took, to hear why.
+func writeDirect(handle *os.File, data []byte) error {
 	n, err := handle.Write(data)
-	if !errors.Is(err, unix.EINVAL) || n > 0 {
-		return n, err
+	if !errors.Is(err, unix.EINVAL) {
+		return err
 	}
 	if err := setDirect(handle, false); err != nil {
-		return 0, err
+		return err
 	}
-	return handle.Write(data)
+	_, err = handle.Write(data[n:])
+	return err
 }
 
 // read writes of the next size bytes of handle those that fill whole buffers to
