@@ -105,7 +105,7 @@ func (a *Agent) openCommand(in *bufio.Reader) (*running, follower, error) {
 		return nil, nil, connect.NewError(connect.CodeInvalidArgument, err)
 	}
 	switch header.Kind {
-	case wire.Start:
+	case wire.Start, wire.StartKept:
 		request, err := wire.ReadRequest(in, header)
 		if err != nil {
 			return nil, nil, connect.NewError(connect.CodeInvalidArgument, err)
@@ -133,7 +133,7 @@ func (s *commandStream) see(r *running, follower follower, in *bufio.Reader) err
 	if owned {
 		defer r.kill()
 	}
-	if owned && r.command.limit > 0 {
+	if r.starter == follower && r.command.limit > 0 {
 		// A tree that does not die of its limit is not waited for.
 		defer time.AfterFunc(r.command.limit+limitGrace, cancel).Stop()
 	}
@@ -151,19 +151,22 @@ func (s *commandStream) see(r *running, follower follower, in *bufio.Reader) err
 	}()
 	s.prepare(follower)
 	followErr := follower.follow(ctx, s.output)
+	if followErr != nil && !owned {
+		return streamError(followErr) // the command goes on
+	}
 	select {
 	case <-r.ended:
 	case <-ctx.Done():
 	}
 	switch {
-	case r.timedOut.Load():
+	case r.timedOut.Load() && r.starter == follower:
 		return s.send(wire.End{Code: -1, TimedOut: true}.Frame())
 	case followErr != nil:
 		return streamError(followErr)
 	case ctx.Err() != nil:
 		return ctx.Err()
 	}
-	return s.send(wire.End{Code: r.end.GetExitCode(), Signal: r.end.GetSignal()}.Frame())
+	return s.send(wire.End{Code: r.end.GetExitCode(), Signal: r.end.GetSignal(), TimedOut: r.end.GetTimedOut()}.Frame())
 }
 
 // limitGrace is how long after its limit a command's end is waited for.
@@ -399,10 +402,10 @@ func (i *inlet) took(n int) {
 // inputPiece is how much of the input is written before the host is told that there is room again, in bytes.
 const inputPiece = wire.InputWindow / 4
 
-// drain writes the input to the command and closes it at the end, unless it is a terminal. Input that the command does not take is
+// drain writes the input to the command and closes it at the end, unless others may come to write. Input that the command does not take is
 // not asked for any more.
 func (i *inlet) drain(ctx context.Context, r *running, taken func(int) error) {
-	if r.terminal == nil {
+	if !r.command.keep {
 		defer r.closeInput()
 	}
 	for data := i.next(inputPiece); len(data) > 0; data = i.next(inputPiece) {

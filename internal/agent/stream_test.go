@@ -314,6 +314,51 @@ func TestStreamGone(t *testing.T) {
 	}
 }
 
+// A client of kept output that is too slow is told so, while the command goes
+// on, with its input open.
+func TestSlowClientOfKeptOutput(t *testing.T) {
+	const size = 60_000_000
+	g := newGuest(t, func(c *Config) { c.KeepBytes = 1 << 20 })
+	client, gate := g.client(t), filepath.Join(g.root, "gate")
+	pid, err := client.StartDetached(t.Context(), sh("echo begin; while [ ! -e "+gate+" ]; do sleep 0.05; done; head -c "+itoa(size)+" /dev/zero; sleep 60"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	kept := g.agent.table.byPid(pid).output.kept
+	slow := slowWriter(func() {
+		if err := os.WriteFile(gate, nil, 0o644); err != nil {
+			t.Error(err)
+		}
+		eventually(t, "all output to be kept", func() bool {
+			kept.mu.Lock()
+			defer kept.mu.Unlock()
+			return kept.end > size
+		})
+	})
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	if _, err := client.Attach(ctx, pid, slow, nil); err == nil || !strings.Contains(err.Error(), "too slow") {
+		t.Errorf("the slow client got %v", err)
+	}
+	select {
+	case <-g.agent.table.byPid(pid).ended:
+		t.Error("the command has ended")
+	default:
+	}
+	if err := client.Signal(t.Context(), pid, int(syscall.SIGKILL)); err != nil {
+		t.Error(err)
+	}
+	g.waitEmpty(t)
+}
+
+// slowWriter is called before each write.
+type slowWriter func()
+
+func (w slowWriter) Write(p []byte) (int, error) {
+	w()
+	return len(p), nil
+}
+
 // A host that breaks the rules loses its command, not the agent.
 func TestStreamRules(t *testing.T) {
 	g := newGuest(t)

@@ -47,6 +47,7 @@ func (d *direct) begin(handle *os.File) bool {
 func (d *direct) close() {
 	if d.buffer != nil {
 		unix.Munmap(d.buffer) // of what was mapped
+		d.buffer = nil
 	}
 }
 

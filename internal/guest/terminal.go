@@ -29,7 +29,8 @@ type Terminal struct {
 	talk   *talk
 	// sending is held while something is written, so that frames stay whole.
 	sending sync.Mutex
-	stop    func() bool // of ctx ending the stream
+	ctx     context.Context // its end is that of the stream
+	stop    func() bool     // of that
 }
 
 // OpenTerminal starts a command on a terminal of its own, which lasts as long
@@ -60,18 +61,24 @@ func (c *Client) terminal(ctx context.Context, first []byte, explain func(error)
 		return nil, explain(err)
 	}
 	t := &Terminal{
-		talk: newTalk(stream, explain),
+		ctx: ctx, talk: newTalk(stream, explain),
 		stop: context.AfterFunc(ctx, func() { stream.Close() }),
 	}
 	t.talk.started = func(pid int) { t.PID = pid }
 	if err := t.talk.open(first); err != nil {
 		t.Close()
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return nil, err
+		return nil, t.reason(err)
 	}
 	return t, nil
+}
+
+// reason is why something failed: what is wrong with a stream may be that it was
+// closed because ctx has ended.
+func (t *Terminal) reason(err error) error {
+	if err != nil && t.ctx.Err() != nil {
+		return t.ctx.Err()
+	}
+	return err
 }
 
 // Joined is true for a terminal that was there before this client.
@@ -82,7 +89,11 @@ func (t *Terminal) Joined() bool { return t.joined }
 func (t *Terminal) Follow(w io.Writer, caughtUp func()) (Exit, error) {
 	defer t.talk.room.end()
 	t.talk.stdout, t.talk.caughtUp = w, sync.OnceFunc(caughtUp)
-	return t.talk.rest()
+	if !t.joined {
+		t.talk.caughtUp()
+	}
+	exit, err := t.talk.rest()
+	return exit, t.reason(err)
 }
 
 // Write types into the terminal. It waits while the guest has no room for it.

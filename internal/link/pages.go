@@ -107,7 +107,8 @@ func (p *pagePort) readRest(fd uintptr) {
 	for p.n < len(p.buffer) {
 		p.poll[0] = unix.PollFd{Fd: int32(fd), Events: unix.POLLIN}
 		ready, _, _ := unix.RawSyscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&p.poll[0])), 1, uintptr(unsafe.Pointer(&p.noTime)), 0, 0, 0)
-		if ready != 1 || p.poll[0].Revents&unix.POLLIN == 0 {
+		// With POLLHUP it says that the host's end is closed, and a read might wait.
+		if ready != 1 || p.poll[0].Revents != unix.POLLIN {
 			return
 		}
 		left := p.buffer[p.n:]

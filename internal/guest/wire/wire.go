@@ -20,10 +20,10 @@ const Hello = 0x01
 // Kind says what the body of a frame is.
 type Kind byte
 
-// What the host sends: one Start or Join, and then of Input what the agent has
-// room for. The end of the stream ends a command that is not kept.
+// What the host sends: one Start, StartKept or Join, and then of Input what the
+// agent has room for.
 const (
-	// Start has a Request.
+	// Start has a Request. The end of the stream ends the command.
 	Start Kind = iota + 1
 	// Input is for the command's standard input, or its terminal.
 	Input
@@ -34,6 +34,9 @@ const (
 	Join
 	// Resize has a Size.
 	Resize
+	// StartKept has a Request, of a command that goes on without us and whose
+	// output is kept.
+	StartKept
 )
 
 // What the agent sends: either one Failed, or Started, anything of the next
@@ -71,7 +74,7 @@ const (
 
 // longest is the most that the body of each kind can have.
 var longest = [...]int{
-	Start: maxRequest, Input: InputWindow, InputEnd: 0, Join: 4, Resize: sizeSize,
+	Start: maxRequest, Input: InputWindow, InputEnd: 0, Join: 4, Resize: sizeSize, StartKept: maxRequest,
 	Started: 4, Stdout: MaxOutput, Stderr: MaxOutput, Taken: 4, Ended: endSize, Failed: 4 + maxText, CaughtUp: 0,
 }
 
@@ -95,7 +98,7 @@ func ReadHeader(r io.Reader, fromHost bool) (Header, error) {
 		return Header{}, err
 	}
 	h := Header{Kind(b[0]), int(binary.BigEndian.Uint32(b[1:]))}
-	if h.Kind < Start || h.Kind > CaughtUp || (h.Kind > Resize && h.Kind < Started) || fromHost != (h.Kind <= Resize) {
+	if h.Kind < Start || h.Kind > CaughtUp || (h.Kind > StartKept && h.Kind < Started) || fromHost != (h.Kind <= StartKept) {
 		return Header{}, fmt.Errorf("frame of unknown kind %#x", b[0])
 	}
 	if h.Length > longest[h.Kind] {
@@ -222,23 +225,19 @@ type Request struct {
 	Dir, User string
 	Timeout   time.Duration // 0: none
 	Stdin     bool          // there will be Input; else it is /dev/null
-	Keep      bool          // it goes on without us, and its output is kept
+	Keep      bool          // it is for StartKept
 	Terminal  *Size         // it runs on one of its own, which takes Input; nil: it does not
 }
 
 // Bits of a request's flags.
 const (
 	flagStdin = 1 << iota
-	flagKeep
 	flagTerminal
 )
 
 func (r *Request) flags() (flags byte) {
 	if r.Stdin {
 		flags |= flagStdin
-	}
-	if r.Keep {
-		flags |= flagKeep
 	}
 	if r.Terminal != nil {
 		flags |= flagTerminal
@@ -263,7 +262,11 @@ func (r *Request) Frame() []byte {
 	for key, value := range r.Env {
 		b = appendString(appendString(b, key), value)
 	}
-	Header{Start, len(b) - HeaderSize}.Put(b)
+	kind := Start
+	if r.Keep {
+		kind = StartKept
+	}
+	Header{kind, len(b) - HeaderSize}.Put(b)
 	return b
 }
 
@@ -271,13 +274,17 @@ func appendString(b []byte, s string) []byte {
 	return append(binary.BigEndian.AppendUint32(b, uint32(len(s))), s...)
 }
 
-// ReadRequest reads the body of Start.
+// ReadRequest reads the body of Start or StartKept.
 func ReadRequest(r io.Reader, h Header) (*Request, error) {
 	body := make([]byte, h.Length)
 	if _, err := io.ReadFull(r, body); err != nil {
 		return nil, err
 	}
-	return parseRequest(body)
+	request, err := parseRequest(body)
+	if err == nil {
+		request.Keep = h.Kind == StartKept
+	}
+	return request, err
 }
 
 var errShort = errors.New("a request that is cut short")
@@ -286,7 +293,7 @@ func parseRequest(body []byte) (*Request, error) {
 	p := parser{rest: body}
 	request := &Request{Timeout: time.Duration(p.uint64())}
 	flags := p.byte()
-	request.Stdin, request.Keep = flags&flagStdin != 0, flags&flagKeep != 0
+	request.Stdin = flags&flagStdin != 0
 	if flags&flagTerminal != 0 {
 		size := p.size()
 		request.Terminal = &size

@@ -20,7 +20,7 @@ func TestRequest(t *testing.T) {
 	} {
 		r := bytes.NewReader(want.Frame())
 		h, err := ReadHeader(r, true)
-		if err != nil || h.Kind != Start {
+		if err != nil || (h.Kind == StartKept) != want.Keep {
 			t.Fatalf("header %v, %v", h, err)
 		}
 		got, err := ReadRequest(r, h)
@@ -60,8 +60,8 @@ func TestAnswers(t *testing.T) {
 // the other may.
 func TestBadHeaders(t *testing.T) {
 	for _, b := range [][]byte{
-		{0, 0, 0, 0, 0}, {6, 0, 0, 0, 0}, {0x10, 0, 0, 0, 0}, {0x18, 0, 0, 0, 0}, {0xff, 0, 0, 0, 0},
-		{byte(Start), 0, 0x40, 0, 1}, {byte(Input), 0, 4, 0, 1}, {byte(InputEnd), 0, 0, 0, 1},
+		{0, 0, 0, 0, 0}, {7, 0, 0, 0, 0}, {0x10, 0, 0, 0, 0}, {0x18, 0, 0, 0, 0}, {0xff, 0, 0, 0, 0},
+		{byte(Start), 0, 0x40, 0, 1}, {byte(StartKept), 0, 0x40, 0, 1}, {byte(Input), 0, 4, 0, 1}, {byte(InputEnd), 0, 0, 0, 1},
 		{byte(Resize), 0, 0, 0, 5}, {byte(Join), 0, 0, 0, 5}, {byte(CaughtUp), 0, 0, 0, 1}, {byte(Stdout), 0, 0x20, 0, 1}, {byte(Failed), 0xff, 0xff, 0xff, 0xff}, {byte(Ended), 0, 0, 0, 10},
 	} {
 		for _, fromHost := range []bool{true, false} {
