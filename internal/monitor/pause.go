@@ -40,11 +40,13 @@ func (m *monitor) pause(ctx context.Context, reason string) error {
 	if m.status() == api.StatusPaused {
 		return nil
 	}
-	if err := fault.After("pause: stands", m.vm.Pause(ctx)); err != nil {
-		return fmt.Errorf("pause %s: %w", m.id, err)
+	err := fault.After("pause: stands", m.vm.Pause(ctx))
+	if err == nil {
+		err = m.setStatus(api.StatusPaused, reason)
 	}
-	if err := m.setStatus(api.StatusPaused, reason); err != nil {
-		return err
+	if err != nil {
+		// It is not to stand while its record says that it runs.
+		return fmt.Errorf("pause %s: %w", m.id, errors.Join(err, m.vm.Resume(context.WithoutCancel(ctx))))
 	}
 	m.limit.stand()
 	m.emit(api.EventVMPause, because(reason))
@@ -62,11 +64,12 @@ func (m *monitor) Resume(ctx context.Context) error {
 	case m.left != nil:
 		return api.Errorf(api.ErrVMBusy, "VM %s is just giving its memory back", m.id).WithVM(m.id).WithHint("try again")
 	}
-	if err := fault.After("resume: runs", m.vm.Resume(ctx)); err != nil {
-		return fmt.Errorf("resume %s: %w", m.id, err)
+	err := fault.After("resume: runs", m.vm.Resume(ctx))
+	if err == nil {
+		err = m.setStatus(api.StatusRunning, "")
 	}
-	if err := m.setStatus(api.StatusRunning, ""); err != nil {
-		return err
+	if err != nil {
+		return fmt.Errorf("resume %s: %w", m.id, errors.Join(err, m.vm.Pause(context.WithoutCancel(ctx))))
 	}
 	m.limit.resume()
 	m.emit(api.EventVMResume, nil)
