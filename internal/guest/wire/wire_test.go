@@ -104,6 +104,7 @@ func FuzzAnswer(f *testing.F) {
 	f.Add(append(Number(Started, 7), Frame(Stdout, []byte("text"))...))
 	f.Add(append(End{Code: 3}.Frame(), Failure{1, "x"}.Frame()...))
 	f.Add([]byte{byte(Failed), 0, 0, 0, 3, 1, 2, 3})
+	f.Add(append(Frame(CaughtUp, nil), Number(Taken, 1)...))
 	f.Fuzz(func(t *testing.T, stream []byte) {
 		for r := bytes.NewReader(stream); ; {
 			h, err := ReadHeader(r, false)
@@ -120,7 +121,7 @@ func FuzzAnswer(f *testing.F) {
 				_, err = ReadEnd(r, h)
 			case Failed:
 				_, err = ReadFailure(r, h)
-			case Stdout, Stderr:
+			case Stdout, Stderr, CaughtUp:
 				_, err = io.CopyN(io.Discard, r, int64(h.Length))
 			default:
 				t.Fatalf("kind %#x from a guest", h.Kind)
