@@ -124,6 +124,9 @@ func decodeIdentity(digits string) (id Identity, err error) {
 			return Identity{}, err
 		}
 	}
+	if id.Address.IsValid() != id.Gateway.IsValid() {
+		return Identity{}, errIdentity // one is of no use without the other
+	}
 	return id, nil
 }
 

@@ -75,7 +75,7 @@ func FuzzDecodeIdentity(f *testing.F) {
 	if err != nil {
 		f.Fatal(err)
 	}
-	for _, in := range []string{digits, digits[:len(digits)-2], "", "00", "0000", "zz", "7400"} {
+	for _, in := range []string{digits, digits[:len(digits)-2], "", "00", "0000", "zz", "7400", "6164647265737300302e302e302e302f3000"} {
 		f.Add([]byte(in))
 	}
 	f.Fuzz(func(t *testing.T, in []byte) {
