@@ -10,8 +10,6 @@ import (
 	"strings"
 	"sync"
 	"time"
-
-	"github.com/vmsan/vmsan/internal/link"
 )
 
 // streamProtocol is what a dial request asks to upgrade to: bytes as they are, both ways.
@@ -136,19 +134,16 @@ func carry(to, from net.Conn, copy func(to, from net.Conn) error) {
 	closeWrite(to)
 }
 
-// spliceSize is how much is sent to the host at once: what several whole writes to the port take with the
-// header of a frame, for each costs an exit to the VMM.
-const spliceSize = 2*32<<10 - link.FrameHeader
-
-// copyToHost copies in large pieces.
+// copyToHost copies in pieces as large as those of a command's output, for what is written to the port in each
+// write costs an exit to the VMM.
 func copyToHost(host, guest net.Conn) error {
-	buffer := spliceBuffers.Get().(*[spliceSize]byte)
+	buffer := spliceBuffers.Get().(*[chunkSize]byte)
 	defer spliceBuffers.Put(buffer)
 	_, err := io.CopyBuffer(struct{ io.Writer }{host}, struct{ io.Reader }{guest}, buffer[:])
 	return err
 }
 
-var spliceBuffers = sync.Pool{New: func() any { return new([spliceSize]byte) }}
+var spliceBuffers = sync.Pool{New: func() any { return new([chunkSize]byte) }}
 
 // copyToGuest has a stream write what it holds by itself, without a buffer between.
 func copyToGuest(guest, host net.Conn) error {

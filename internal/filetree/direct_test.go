@@ -22,8 +22,8 @@ func patchy(size int) []byte {
 	return data
 }
 
-// Large files come through direct I/O as they are, holes and all, on file
-// systems that know it and those that do not.
+// Large files come through direct I/O as they are, holes and all, on a disk and
+// in memory.
 func TestDirect(t *testing.T) {
 	for _, directory := range []string{t.TempDir(), "/dev/shm"} {
 		for _, size := range []int{worthDirect - 1, worthDirect, worthDirect + 1, 3*worthDirect + 12345} {

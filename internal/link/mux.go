@@ -21,8 +21,7 @@ const (
 )
 
 const (
-	// FrameHeader is the size of what is before the data of a frame, in bytes.
-	FrameHeader = 1 + 4 + 4
+	frameHeader = 1 + 4 + 4
 	// window is how much of one stream may be on its way, and so what one
 	// stream can make its receiver buffer. It holds several of the agent's
 	// chunks of output, so that the guest need not wait for the host.
@@ -57,7 +56,7 @@ type mux struct {
 	budget int
 
 	closed chan struct{} // closed after err is set
-	header [FrameHeader]byte
+	header [frameHeader]byte
 
 	mu      sync.Mutex // guards what follows
 	err     error
@@ -245,7 +244,7 @@ func (m *mux) sent(err error) error {
 }
 
 func (m *mux) write(kind byte, id uint32, length int, body []byte) error {
-	first := min(len(body), portWrite-FrameHeader)
+	first := min(len(body), portWrite-frameHeader)
 	frame := append(m.out.frame[:0], kind)
 	frame = binary.BigEndian.AppendUint32(frame, id)
 	frame = binary.BigEndian.AppendUint32(frame, uint32(length))
