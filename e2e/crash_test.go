@@ -223,6 +223,18 @@ func (h *host) templateIDs() []string {
 	return names(h.t, h.layout.Templates())
 }
 
+// awaitTemplates waits until there are n templates, and the sandboxes that
+// they are made of are gone.
+func (h *host) awaitTemplates(n int) {
+	h.t.Helper()
+	for deadline := time.Now().Add(patience); len(h.templateIDs()) != n || len(names(h.t, h.layout.Sandboxes())) > 0; {
+		if time.Now().After(deadline) {
+			h.t.Fatalf("there are the templates %v, not %d", h.templateIDs(), n)
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+}
+
 // TestTemplates makes sandboxes of a kind that there is no template of.
 func TestTemplates(t *testing.T) {
 	h := newHost(t)
@@ -235,12 +247,7 @@ func TestTemplates(t *testing.T) {
 	}
 	await := func(n int) string {
 		t.Helper()
-		for deadline := time.Now().Add(patience); len(h.templateIDs()) != n || len(names(t, h.layout.Sandboxes())) > 0; {
-			if time.Now().After(deadline) {
-				t.Fatalf("there are the templates %v, not %d", h.templateIDs(), n)
-			}
-			time.Sleep(100 * time.Millisecond)
-		}
+		h.awaitTemplates(n)
 		return strings.Join(h.templateIDs(), "")
 	}
 

@@ -17,8 +17,12 @@ import (
 
 	hubs "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
+	"github.com/google/renameio/v2"
 
 	"github.com/vmsan/vmsan/api"
+	binaries "github.com/vmsan/vmsan/internal/agent/binary"
+	"github.com/vmsan/vmsan/internal/kernel"
+	"github.com/vmsan/vmsan/internal/setup"
 	"github.com/vmsan/vmsan/internal/testenv"
 	images "github.com/vmsan/vmsan/internal/testenv/hub"
 )
@@ -70,6 +74,55 @@ func deeds(archive, ref string) []deed {
 		{args: []string{"image", "import", archive, "tiny"}},
 		{args: []string{"image", "pull", ref}},
 		{args: []string{"volume", "create", "data"}},
+		{args: []string{"setup"}, before: (*host).outdate, check: (*host).checkSetup},
+	}
+}
+
+// outdate makes the host one that an older vmsan was set up on: its kernel has
+// another agent, and there is no template of it.
+func (h *host) outdate() {
+	h.t.Helper()
+	record, err := setup.Load(h.layout)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	current, err := kernel.Load(h.layout, record.Kernel)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	agent, err := binaries.Agent()
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	old, err := kernel.WithAgent(h.t.Context(), h.layout, current, append(agent, "old"...))
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	if err := kernel.Remove(h.layout, current.Digest); err != nil {
+		h.t.Fatal(err)
+	}
+	// What is known of accelerators stays: to find out that one hangs takes long.
+	record.Kernel = old.Digest
+	text, err := json.Marshal(record)
+	if err == nil {
+		err = renameio.WriteFile(h.layout.SetupRecord(), text, 0o600)
+	}
+	if err == nil {
+		err = os.RemoveAll(h.layout.Templates())
+	}
+	if err != nil {
+		h.t.Fatal(err)
+	}
+}
+
+// checkSetup checks that the next setup does what is left to do.
+func (h *host) checkSetup(what string) {
+	h.t.Helper()
+	if out, err := h.vmsan("setup"); err != nil {
+		h.t.Errorf("%s: %s, %v", what, out, err)
+	}
+	if out, err := h.vmsan("run", "--no-setup", "--", "echo", "up"); err != nil || out != "up\n" {
+		h.t.Errorf("%s: run after setup: %q, %v", what, out, err)
 	}
 }
 
