@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"maps"
 	"os"
 	"path/filepath"
 	"strings"
@@ -211,7 +212,6 @@ var hostile = map[string][]byte{
 	"deep":               archive(tar.Header{Typeflag: tar.TypeDir, Name: strings.Repeat("a/", maxDepth+1)}),
 	"cut short":          archive(tar.Header{Typeflag: tar.TypeReg, Name: "x"})[:514],
 	"too large":          tooLarge(),
-	"many directories":   manyDirectories(),
 	"large attributes":   archive(tar.Header{Typeflag: tar.TypeReg, Name: "x", Format: tar.FormatPAX, PAXRecords: map[string]string{"SCHILY.xattr.user.x": strings.Repeat("x", maxAttributes)}}),
 }
 
@@ -254,7 +254,9 @@ func tooLarge() []byte {
 }
 
 func TestHostile(t *testing.T) {
-	for name, stream := range hostile {
+	streams := maps.Clone(hostile)
+	streams["many directories"] = manyDirectories()
+	for name, stream := range streams {
 		t.Run(name, func(t *testing.T) {
 			parent := t.TempDir()
 			write(t, parent+"/victim", "good", 0o600)
@@ -387,7 +389,7 @@ func TestCancel(t *testing.T) {
 
 func FuzzUnpack(f *testing.F) {
 	for name, stream := range hostile {
-		if name != "deep" && name != "many directories" { // whose neighbours take long
+		if name != "deep" { // whose neighbours take long
 			f.Add(stream)
 		}
 	}

@@ -5,12 +5,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
-	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -330,13 +329,13 @@ func TestLeftoverNetworks(t *testing.T) {
 func TestLeftoverSettles(t *testing.T) {
 	s := testService(t)
 	r := s.died(t, func(r *store.Record) { r.Status = api.StatusStopped })
-	sleep := exec.Command("sh", "-c", "sleep 0.1; rm -r "+s.layout.SandboxRun(r.ID))
-	sleep.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := sleep.Start(); err != nil {
-		t.Fatal(err)
-	}
+	gone := make(chan error)
+	go func() {
+		time.Sleep(settleTime / 10)
+		gone <- os.RemoveAll(s.layout.SandboxRun(r.ID))
+	}()
 	check(t, s.leftovers(t, r.ID))
-	if err := sleep.Wait(); err != nil {
+	if err := <-gone; err != nil {
 		t.Error(err)
 	}
 }
