@@ -7,7 +7,7 @@ set -eu
 cd "$(dirname "$0")/.."
 time=${FUZZTIME:-60s}
 for package in $(git grep -l '^func Fuzz' -- '*_test.go' | xargs -n 1 dirname | sort -u); do
-	for target in $(git grep -h '^func Fuzz' -- "$package/*_test.go" | sed 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/'); do
+	for target in $(git grep -h '^func Fuzz' -- ":(glob)$package/*_test.go" | sed 's/^func \(Fuzz[A-Za-z0-9_]*\).*/\1/'); do
 		echo "== $package $target"
 		${GO:-go} test -run '^$' -fuzz "^$target\$" -fuzztime "$time" -fuzzminimizetime 100x "./$package"
 	done

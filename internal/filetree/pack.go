@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -130,15 +131,6 @@ const openFlags = os.O_RDONLY | unix.O_NONBLOCK
 
 // add packs what is called base in a directory.
 func (p *packer) add(directory *os.Root, base, name string) error {
-	if err := p.ctx.Err(); err != nil {
-		return err
-	}
-	if strings.Count(name, "/") >= maxDepth {
-		return fmt.Errorf("%.200q is too deep", name)
-	}
-	if _, wanted := p.wants(name); !wanted && !p.around[name] || IsPartial(base) {
-		return nil
-	}
 	info, err := directory.Lstat(base)
 	switch {
 	case err != nil:
@@ -181,17 +173,92 @@ func (p *packer) addDirectory(root *os.Root, name string) error {
 		}
 		p.totals.Directories++
 	}
-	names, err := handle.Readdirnames(-1)
+	entries, err := handle.ReadDir(-1)
 	if err != nil {
 		return err
 	}
-	slices.Sort(names)
-	for _, base := range names {
-		if err := p.add(root, base, path.Join(name, base)); err != nil {
+	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
+	for _, e := range entries {
+		if err := p.addEntry(root, handle, e, path.Join(name, e.Name())); err != nil {
 			return err
 		}
 	}
 	return nil
+}
+
+// addEntry packs what is called so in a directory, which is open twice.
+func (p *packer) addEntry(directory *os.Root, handle *os.File, e fs.DirEntry, name string) error {
+	if leave, err := p.leaves(e.Name(), name); leave || err != nil {
+		return err
+	}
+	if e.Type().IsRegular() {
+		if done, err := p.addSmall(int(handle.Fd()), e.Name(), name); done || err != nil {
+			return err
+		}
+	}
+	return p.add(directory, e.Name(), name)
+}
+
+// leaves tells whether something is left out.
+func (p *packer) leaves(base, name string) (bool, error) {
+	if err := p.ctx.Err(); err != nil {
+		return true, err
+	}
+	if strings.Count(name, "/") >= maxDepth {
+		return true, fmt.Errorf("%.200q is too deep", name)
+	}
+	_, wanted := p.wants(name)
+	return !wanted && !p.around[name] || IsPartial(base), nil
+}
+
+// addSmall packs a regular file that fits into the buffer, if that is all there
+// is to it. Trees have many of them, and what a guest's copy takes is system
+// calls: here are none that can be done without.
+func (p *packer) addSmall(directory int, base, name string) (done bool, err error) {
+	if part, _ := p.wants(name); part.Offset > 0 {
+		return false, nil
+	}
+	fd, err := retry(func() (int, error) {
+		return unix.Openat(directory, base, openFlags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return false, nil // which the other way will tell
+	}
+	defer unix.Close(fd)
+	var stat unix.Stat_t
+	if err := unix.Fstat(fd, &stat); err != nil {
+		return false, nil
+	}
+	if stat.Mode&unix.S_IFMT != unix.S_IFREG || stat.Nlink != 1 || stat.Size == 0 || stat.Size > int64(len(p.buffer)) {
+		return false, nil
+	}
+	h := &tar.Header{
+		Typeflag: tar.TypeReg, Name: name, Size: stat.Size, Mode: int64(stat.Mode &^ unix.S_IFMT), Uid: int(stat.Uid), Gid: int(stat.Gid),
+		ModTime: time.Unix(stat.Mtim.Unix()), Format: tar.FormatPAX,
+	}
+	if h.PAXRecords, err = attributes(fd); err != nil {
+		return false, fmt.Errorf("read attributes of %s: %w", name, err)
+	}
+	content := p.buffer[:stat.Size]
+	for n := 0; n < len(content); {
+		read, err := retry(func() (int, error) { return unix.Read(fd, content[n:]) })
+		if err != nil {
+			return false, fmt.Errorf("read %s: %w", name, err)
+		}
+		if read == 0 {
+			clear(content[n:])
+			break
+		}
+		n += read
+	}
+	if err := p.tar.WriteHeader(h); err != nil {
+		return false, err
+	}
+	if _, err := p.tar.Write(content); err != nil {
+		return false, err
+	}
+	p.count(stat.Size)
+	return true, nil
 }
 
 func (p *packer) addFile(name string, info fs.FileInfo, open func() (*os.File, error)) error {
@@ -326,8 +393,9 @@ func (p *packer) describe(info fs.FileInfo, name, target string, handle *os.File
 	}
 	h.Name, h.Format = name, tar.FormatPAX
 	h.Uname, h.Gname = "", ""
+	h.AccessTime, h.ChangeTime = time.Time{}, time.Time{}
 	if handle != nil {
-		if h.PAXRecords, err = attributes(handle); err != nil {
+		if h.PAXRecords, err = attributes(int(handle.Fd())); err != nil {
 			return nil, fmt.Errorf("read attributes of %s: %w", name, err)
 		}
 	}
@@ -343,8 +411,7 @@ func (p *packer) count(bytes int64) {
 }
 
 // attributes are the extended attributes that users may set; see xattr(7).
-func attributes(file *os.File) (map[string]string, error) {
-	fd := int(file.Fd())
+func attributes(fd int) (map[string]string, error) {
 	size, err := unix.Flistxattr(fd, nil)
 	if err != nil || size == 0 {
 		if err == nil || unsupported(err) {

@@ -52,7 +52,10 @@ func Unpack(ctx context.Context, r io.Reader, directory string, o UnpackOptions)
 	if err != nil {
 		return Totals{}, err
 	}
-	u := &unpacker{ctx: ctx, options: o, tar: tar.NewReader(r), root: root, at: root, buffer: make([]byte, copyBuffer)}
+	u := &unpacker{
+		ctx: ctx, options: o, tar: tar.NewReader(r), root: root, at: root, buffer: make([]byte, copyBuffer),
+		me: Owner{os.Geteuid(), os.Getegid()},
+	}
 	defer u.close()
 	if err := u.unpack(); err != nil {
 		return u.totals, err
@@ -76,6 +79,10 @@ type unpacker struct {
 	// neighbours there.
 	at   *os.Root
 	path string // of at, "" for root itself
+	// here is at, for what is called by its descriptor; nil until it is needed.
+	here *os.File
+	// me is whom new files belong to.
+	me Owner
 
 	// directories get what would be in the way, or would change, at the end.
 	directories []madeDirectory
@@ -102,11 +109,31 @@ type dress struct {
 const maxRemembered = 256 << 20
 
 func (u *unpacker) close() {
+	u.leave()
+	u.root.Close()
+	u.direct.close()
+}
+
+// leave closes the directory of the last entry.
+func (u *unpacker) leave() {
+	if u.here != nil {
+		u.here.Close()
+		u.here = nil
+	}
 	if u.at != u.root {
 		u.at.Close()
 	}
-	u.root.Close()
-	u.direct.close()
+}
+
+// descriptor is that of the directory of the last entry.
+func (u *unpacker) descriptor() (int, error) {
+	if u.here == nil {
+		var err error
+		if u.here, err = u.at.Open("."); err != nil {
+			return -1, err
+		}
+	}
+	return int(u.here.Fd()), nil
 }
 
 func (u *unpacker) unpack() error {
@@ -277,9 +304,7 @@ func (u *unpacker) enter(directory string) error {
 			return err
 		}
 	}
-	if u.at != u.root {
-		u.at.Close()
-	}
+	u.leave()
 	u.at, u.path = next, directory
 	return nil
 }
@@ -327,7 +352,7 @@ func (u *unpacker) finishDirectory(d madeDirectory) error {
 		return err
 	}
 	defer handle.Close()
-	return d.put(handle)
+	return u.put(d.dress, int(handle.Fd()))
 }
 
 // dressOf is what the file of an entry gets.
@@ -352,23 +377,37 @@ func (u *unpacker) dressOf(h *tar.Header) dress {
 
 // put gives an open file its attributes, owner, mode and time, in this order:
 // a change of owner takes set-id bits away.
-func (d *dress) put(handle *os.File) error {
-	if err := setAttributes(handle, d.attributes); err != nil {
+func (u *unpacker) put(d dress, fd int) error {
+	if err := setAttributes(fd, d.attributes); err != nil {
 		return err
 	}
-	if !d.mine() {
-		if err := handle.Chown(d.uid, d.gid); err != nil {
+	if !u.mine(d) {
+		if err := unix.Fchown(fd, d.uid, d.gid); err != nil {
 			return err
 		}
 	}
-	if err := handle.Chmod(d.mode); err != nil {
+	if err := unix.Fchmod(fd, modeOf(d.mode)); err != nil {
 		return err
 	}
-	return unix.UtimesNanoAt(int(handle.Fd()), "", changeTime(d.modified), unix.AT_EMPTY_PATH)
+	return unix.UtimesNanoAt(fd, "", changeTime(d.modified), unix.AT_EMPTY_PATH)
 }
 
 // mine is true when files belong to whom they are to anyway.
-func (d *dress) mine() bool { return d.uid == os.Geteuid() && d.gid == os.Getegid() }
+func (u *unpacker) mine(d dress) bool { return u.me == Owner{d.uid, d.gid} }
+
+// modeOf is a mode as chmod(2) takes it.
+func modeOf(mode fs.FileMode) uint32 {
+	bits := uint32(mode.Perm())
+	for _, b := range []struct {
+		mode fs.FileMode
+		bit  uint32
+	}{{fs.ModeSetuid, unix.S_ISUID}, {fs.ModeSetgid, unix.S_ISGID}, {fs.ModeSticky, unix.S_ISVTX}} {
+		if mode&b.mode != 0 {
+			bits |= b.bit
+		}
+	}
+	return bits
+}
 
 func (u *unpacker) symlink(h *tar.Header) error {
 	return u.replace(h, func(temporary string) error {
@@ -376,17 +415,16 @@ func (u *unpacker) symlink(h *tar.Header) error {
 			return err
 		}
 		d := u.dressOf(h)
-		if !d.mine() {
+		if !u.mine(d) {
 			if err := u.at.Lchown(temporary, d.uid, d.gid); err != nil {
 				return err
 			}
 		}
-		directory, err := u.at.Open(".")
+		at, err := u.descriptor()
 		if err != nil {
 			return err
 		}
-		defer directory.Close()
-		return unix.UtimesNanoAt(int(directory.Fd()), temporary, changeTime(d.modified), unix.AT_SYMLINK_NOFOLLOW)
+		return unix.UtimesNanoAt(at, temporary, changeTime(d.modified), unix.AT_SYMLINK_NOFOLLOW)
 	})
 }
 
@@ -418,6 +456,9 @@ func (u *unpacker) file(h *tar.Header) error {
 	if offset > 0 {
 		return fmt.Errorf("it goes on at %d, and has no beginning", offset)
 	}
+	if h.Size <= int64(len(u.buffer)) {
+		return u.smallFile(h)
+	}
 	return u.replace(h, func(temporary string) error {
 		handle, err := u.at.OpenFile(temporary, os.O_WRONLY|os.O_CREATE|os.O_EXCL, 0o600)
 		if err != nil {
@@ -427,12 +468,69 @@ func (u *unpacker) file(h *tar.Header) error {
 		if err := u.fill(handle, h.Size); err != nil {
 			return err
 		}
-		d := u.dressOf(h)
-		if err := d.put(handle); err != nil {
+		if err := u.put(u.dressOf(h), int(handle.Fd())); err != nil {
 			return err
 		}
 		return handle.Close()
 	})
+}
+
+// smallFile is file for one that fits into the buffer. Trees have many of them,
+// and what a guest's copy takes is system calls: here are none that can be done
+// without.
+func (u *unpacker) smallFile(h *tar.Header) error {
+	content := u.buffer[:h.Size]
+	if _, err := io.ReadFull(u.tar, content); err != nil {
+		return fmt.Errorf("read the stream: %w", err)
+	}
+	at, err := u.descriptor()
+	if err != nil {
+		return err
+	}
+	temporary := temporaryName()
+	// A name without a slash, which is new, leads nowhere else.
+	fd, err := retry(func() (int, error) {
+		return unix.Openat(at, temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+	})
+	if err != nil {
+		return err
+	}
+	err = putContent(fd, content)
+	if err == nil {
+		err = u.put(u.dressOf(h), fd)
+	}
+	err = errors.Join(err, unix.Close(fd))
+	if err == nil {
+		err = unix.Renameat(at, temporary, at, path.Base(h.Name))
+	}
+	if err != nil {
+		_ = unix.Unlinkat(at, temporary, 0) // of what is no use
+	}
+	return err
+}
+
+// putContent writes all that an empty file is to hold.
+func putContent(fd int, content []byte) error {
+	if len(content) > 0 && isZero(content) {
+		return unix.Ftruncate(fd, int64(len(content)))
+	}
+	for len(content) > 0 {
+		n, err := retry(func() (int, error) { return unix.Write(fd, content) })
+		if err != nil {
+			return err
+		}
+		content = content[n:]
+	}
+	return nil
+}
+
+// retry calls do until no signal interrupts it.
+func retry(do func() (int, error)) (int, error) {
+	for {
+		if n, err := do(); err != unix.EINTR {
+			return n, err
+		}
+	}
 }
 
 // goOn writes a file behind what is there of it, and keeps that if the stream
@@ -471,8 +569,7 @@ func (u *unpacker) finish(handle *os.File, h *tar.Header, offset int64) error {
 	if err := u.pour(handle, h.Size); err != nil {
 		return err
 	}
-	d := u.dressOf(h)
-	return d.put(handle)
+	return u.put(u.dressOf(h), int(handle.Fd()))
 }
 
 // streamName is what a name below root is called in the stream.
@@ -587,13 +684,13 @@ func temporaryName() string {
 
 // setAttributes sets extended attributes. A file system that has none goes
 // without.
-func setAttributes(handle *os.File, attributes map[string]string) error {
+func setAttributes(fd int, attributes map[string]string) error {
 	total := 0
 	for name, value := range attributes {
 		if total += len(name) + len(value); total > maxAttributes {
 			return fmt.Errorf("attributes of more than %d bytes", maxAttributes)
 		}
-		if err := unix.Fsetxattr(int(handle.Fd()), name, []byte(value), 0); err != nil && !unsupported(err) {
+		if err := unix.Fsetxattr(fd, name, []byte(value), 0); err != nil && !unsupported(err) {
 			return fmt.Errorf("set attribute %.100q: %w", name, err)
 		}
 	}
