@@ -34,6 +34,7 @@ help:
 	@echo 'make load    twenty and two hundred sandboxes at once, and many saves (root)'
 	@echo 'make soak    a hundred cold boots on a busy host (root)'
 	@echo 'make faults  death and errors at every step, 500 random kills, hostile guests (root)'
+	@echo 'make race    the tests with the race detector in them and in vmsan (root)'
 	@echo 'make fuzz    every decoder of foreign bytes, a minute each'
 
 .PHONY: build
@@ -107,6 +108,17 @@ soak: runtime-deps setup
 .PHONY: faults
 faults: setup
 	$(TESTENV) VMSAN_TEST_FAULTS=1 $(GO) test -timeout 90m -count 1 -v -run 'TestFaults|TestKills|TestHostileGuests' ./e2e
+
+# The whole of make test, with the race detector in the tests and in vmsan. What
+# a process that outlives its command has found is in the log.
+RACELOG := $(CURDIR)/.state/races
+.PHONY: race
+race: deps setup
+	CGO_ENABLED=1 $(GO) build -race -tags netgo,osusergo -ldflags '-linkmode external -extldflags -static' -o bin/vmsan-race ./cmd/vmsan
+	rm -rf $(RACELOG) && mkdir -p $(RACELOG)
+	$(TESTENV) VMSAN_TEST_BINARY=$(CURDIR)/bin/vmsan-race GORACE='halt_on_error=1 log_path=$(RACELOG)/race' \
+		$(GO) test -race -timeout 90m -count 1 -p 2 ./...
+	! cat $(RACELOG)/* 2>/dev/null
 
 .PHONY: fuzz
 fuzz:
