@@ -32,7 +32,7 @@ help:
 	@echo 'make dist    Debian packages, archives, lists of what is in them, digests'
 	@echo 'make bench   speed and size, each beside its floor (root)'
 	@echo 'make load    twenty and two hundred sandboxes at once, and many saves (root)'
-	@echo 'make soak    a hundred cold boots on a busy host (root)'
+	@echo 'make soak    a hundred cold boots on a busy host, and half an hour of sandboxes (root)'
 	@echo 'make faults  death and errors at every step, 500 random kills, hostile guests (root)'
 	@echo 'make race    the tests with the race detector in them and in vmsan (root)'
 	@echo 'make fuzz    every decoder of foreign bytes, a minute each'
@@ -104,6 +104,7 @@ dist-test: setup
 .PHONY: soak
 soak: runtime-deps setup
 	$(GO) run ./bench -vmsan bin/vmsan -state $(STATE) -soak 100
+	$(TESTENV) VMSAN_TEST_LOAD=1 $(GO) test -timeout 50m -count 1 -v -run 'TestSoak' ./e2e
 
 .PHONY: faults
 faults: setup

@@ -187,7 +187,7 @@ func TestTwoHundred(t *testing.T) {
 	h := newHost(t)
 	h.env = []string{"VMSAN_TEMPLATES="}
 	const count, awake, sample = 200, 10, 9
-	args := []string{"create", "--memory", "64", "--name"}
+	args := []string{"create", "--memory", "96", "--name"}
 	templates := len(h.templateIDs())
 	h.must(append(args, "first")...) // has the template made
 	h.must("rm", "-f", "first")

@@ -180,9 +180,9 @@ func (a *Agent) HostHandler() http.Handler {
 	mux.HandleFunc("GET /vmsan/accept", a.serveAccept)
 	mux.HandleFunc("GET /vmsan/ports", a.servePorts)
 	mux.HandleFunc("GET /vmsan/stats", a.serveStats)
-	mux.HandleFunc("GET /vmsan/tree", a.serveTree)
-	mux.HandleFunc("POST /vmsan/tree", a.serveTree)
-	mux.HandleFunc("PUT /vmsan/tree", a.takeTree)
+	mux.HandleFunc("GET /vmsan/tree", withSpare(a.serveTree))
+	mux.HandleFunc("POST /vmsan/tree", withSpare(a.serveTree))
+	mux.HandleFunc("PUT /vmsan/tree", withSpare(a.takeTree))
 	mux.HandleFunc("GET /vmsan/list", a.serveList)
 	return allowOrigins(withTrust(mux))
 }

@@ -473,6 +473,10 @@ func gaveUp(cause error) error {
 	return api.Errorf(api.ErrVMBoot, "the sandbox's monitor was told to stop: %w", cause)
 }
 
+// enoughMemory is what any distribution's kernel boots with, in MiB. Some do
+// with less.
+const enoughMemory = 128
+
 // fail undoes the bring-up and returns err with what the console and the VMM
 // said last.
 func (m *monitor) fail(ctx context.Context, err error) error {
@@ -485,6 +489,9 @@ func (m *monitor) fail(ctx context.Context, err error) error {
 	failure := api.AsError(err)
 	if failure.Code == api.ErrInternal && m.vm != nil {
 		failure.Code = api.ErrVMBoot
+	}
+	if failure.Code == api.ErrVMBoot && failure.Hint == "" && m.record.Spec.MemoryMiB < enoughMemory {
+		failure.Hint = fmt.Sprintf("vmsan create --memory %d, if the kernel had too little to boot", enoughMemory)
 	}
 	failure.VM = m.id
 	failure.Console, failure.Log = tail(m.layout.Console(m.id)), tail(m.layout.MonitorLog(m.id))
