@@ -237,8 +237,9 @@ func (h *host) awaitTemplates(n int) {
 
 // TestTemplates makes sandboxes of a kind that there is no template of.
 func TestTemplates(t *testing.T) {
+	t.Parallel()
 	h := newHost(t)
-	t.Setenv("VMSAN_TEMPLATES", "")
+	h.env = []string{"VMSAN_TEMPLATES="}
 	sh(t, "rm -rf "+h.layout.Templates()+"/*")
 	kind := []string{"--memory", "136", "--network", "none"}
 	trace := func(more ...string) string {
@@ -318,7 +319,7 @@ func (h *host) killMaker() {
 func (h *host) both(args ...string) (stdout, stderr string) {
 	h.t.Helper()
 	cmd := exec.CommandContext(h.t.Context(), h.binary, args...)
-	cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
+	cmd.Env = append(append(os.Environ(), "VMSAN_DIR="+h.layout.Dir), h.env...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {

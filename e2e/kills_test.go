@@ -19,6 +19,7 @@ import (
 // while many things are done at once: nothing of them is left, all that is there
 // can be read, used and removed, and who was not hit has noticed nothing.
 func TestKills(t *testing.T) {
+	t.Parallel()
 	kills, workers := 24, 3
 	if os.Getenv(faultsVar) != "" {
 		kills = 500
