@@ -18,7 +18,7 @@ TESTENV := VMSAN_TEST_ROOT=1 VMSAN_TEST_STATE=$(STATE) VMSAN_TEST_BINARY=$(CURDI
 PACKAGES := qemu-system-x86 mmdebstrap e2fsprogs
 # libprotobuf-dev has the types that ours import; clones are tested on file
 # systems that share blocks.
-TESTPKGS := git btrfs-progs xfsprogs busybox-static tmux nodejs npm iproute2 nftables iptables procps protobuf-compiler libprotobuf-dev man-db
+TESTPKGS := git gcc libc6-dev btrfs-progs xfsprogs busybox-static tmux nodejs npm iproute2 nftables iptables procps protobuf-compiler libprotobuf-dev man-db
 # The floor of networks is made of commands.
 BENCHPKGS := iptables iproute2 procps
 
@@ -110,16 +110,16 @@ soak: runtime-deps setup
 faults: setup
 	$(TESTENV) VMSAN_TEST_FAULTS=1 $(GO) test -timeout 90m -count 1 -v -run 'TestFaults|TestKills|TestHostileGuests' ./e2e
 
-# The whole of make test, with the race detector in the tests and in vmsan. What
-# a process that outlives its command has found is in the log.
+# The whole of make test, with the race detector in the tests, and in vmsan's
+# commands and monitors. What they find is in the log, for many of them end
+# after who started them.
 RACELOG := $(CURDIR)/.state/races
 .PHONY: race
 race: deps setup
-	CGO_ENABLED=1 $(GO) build -race -tags netgo,osusergo -ldflags '-linkmode external -extldflags -static' -o bin/vmsan-race ./cmd/vmsan
+	CGO_ENABLED=1 $(GO) build -race -tags netgo,osusergo -ldflags '-linkmode external -extldflags -static' -o bin/race/vmsan ./cmd/vmsan
 	rm -rf $(RACELOG) && mkdir -p $(RACELOG)
-	$(TESTENV) VMSAN_TEST_BINARY=$(CURDIR)/bin/vmsan-race GORACE='halt_on_error=1 log_path=$(RACELOG)/race' \
-		$(GO) test -race -timeout 90m -count 1 -p 2 ./...
-	! cat $(RACELOG)/* 2>/dev/null
+	$(TESTENV) VMSAN_TEST_BINARY=$(CURDIR)/bin/race/vmsan GORACE='halt_on_error=1 log_path=$(RACELOG)/race' \
+		$(GO) test -race -timeout 90m -count 1 -p 2 ./...; result=$$?; ! cat $(RACELOG)/* 2>/dev/null && exit $$result
 
 .PHONY: fuzz
 fuzz:

@@ -38,14 +38,11 @@ func prepareExamples(from store.Layout) error {
 	if err != nil {
 		return err
 	}
-	bin, err := filepath.Abs("bin")
+	binary, err := testenv.Binary()
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(filepath.Join(bin, "vmsan")); err != nil {
-		return fmt.Errorf("make build makes the program: %w", err)
-	}
-	os.Setenv("PATH", bin+":"+os.Getenv("PATH"))
+	os.Setenv("PATH", filepath.Dir(binary)+":"+os.Getenv("PATH"))
 	os.Setenv("VMSAN_DIR", dir)
 	os.Setenv(preparedVar, "yes")
 	return nil

@@ -127,7 +127,7 @@ var explanations = map[Code]struct{ causes, remedies list }{
 		list{"another command is starting, stopping or saving the sandbox just now"},
 		list{"try again", "vmsan list"}},
 	ErrVMBoot: {
-		list{"the image's own init does not start", "the VMM was refused something by the host", "the host is out of memory"},
+		list{"the image's own init does not start", "the VMM was refused something by the host", "the host is out of memory", "--memory is too little for the kernel"},
 		list{"vmsan logs VM, if it is still there", "vmsan doctor", "vmsan create --cold, without a template"}},
 	ErrVMDied: {
 		list{"the guest shut itself down, or its kernel panicked", "its main process ended", "the host's memory ran out and the VMM was killed"},

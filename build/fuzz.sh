@@ -1,8 +1,9 @@
 #!/bin/sh
 # Runs each fuzz target for a while: FUZZTIME, by default a minute. What a run
 # finds stays in the package's testdata/fuzz, to be committed with its mending.
-# Inputs that reach new code are made smaller with a hundred tries each: by
-# default a minute is spent on every one of them, and nothing else is tried.
+# Inputs that reach new code, and those that fail, are made smaller with a
+# hundred tries each: by default a minute is spent on every one of them, and
+# nothing else is tried meanwhile.
 set -eu
 cd "$(dirname "$0")/.."
 time=${FUZZTIME:-60s}

@@ -16,9 +16,6 @@ import (
 	"github.com/vmsan/vmsan/internal/testenv"
 )
 
-// binaryVar names the binary to test. Default: the one that make build makes.
-const binaryVar = "VMSAN_TEST_BINARY"
-
 func TestMain(m *testing.M) { os.Exit(testenv.Main(m)) }
 
 func TestScripts(t *testing.T) {
@@ -76,16 +73,9 @@ func freshState(t *testing.T) string {
 
 func binary(t testing.TB) string {
 	t.Helper()
-	path := os.Getenv(binaryVar)
-	if path == "" {
-		path = "../bin/vmsan"
-	}
-	path, err := filepath.Abs(path)
+	path, err := testenv.Binary()
 	if err != nil {
 		t.Fatal(err)
-	}
-	if _, err := os.Stat(path); err != nil {
-		t.Fatalf("%s does not name a binary; make build makes one: %v", binaryVar, err)
 	}
 	return path
 }

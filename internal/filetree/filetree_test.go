@@ -276,6 +276,29 @@ func TestHostile(t *testing.T) {
 	}
 }
 
+// A file does not take a directory's place, and is named.
+func TestOverDirectory(t *testing.T) {
+	for _, size := range []int64{1, 2 * copyBuffer} {
+		dir := t.TempDir()
+		must(t, os.MkdirAll(dir+"/sub/taken", 0o755))
+		var stream bytes.Buffer
+		w := tar.NewWriter(&stream)
+		must(t, w.WriteHeader(&tar.Header{Typeflag: tar.TypeReg, Name: "sub/taken", Size: size, Mode: 0o644}))
+		_, err := w.Write(bytes.Repeat([]byte("x"), int(size)))
+		must(t, err)
+		must(t, w.Close())
+		_, err = Unpack(t.Context(), &stream, dir, UnpackOptions{})
+		if err == nil || err.Error() != "write sub/taken: file exists" {
+			t.Errorf("of %d bytes: %v", size, err)
+		}
+		entries, err := os.ReadDir(dir + "/sub")
+		must(t, err)
+		if len(entries) != 1 {
+			t.Errorf("of %d bytes there is left %v", size, entries)
+		}
+	}
+}
+
 // checkOutside sees that nothing was made or changed beside "inside".
 func checkOutside(t *testing.T, parent string) {
 	t.Helper()

@@ -173,30 +173,65 @@ func (p *packer) addDirectory(root *os.Root, name string) error {
 		}
 		p.totals.Directories++
 	}
-	entries, err := handle.ReadDir(-1)
+	entries, err := readNames(handle)
 	if err != nil {
 		return err
 	}
-	slices.SortFunc(entries, func(a, b fs.DirEntry) int { return strings.Compare(a.Name(), b.Name()) })
 	for _, e := range entries {
-		if err := p.addEntry(root, handle, e, path.Join(name, e.Name())); err != nil {
+		if err := p.addEntry(root, handle, e, path.Join(name, e.name)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
+// directoryEntry is what a directory says of something in it.
+type directoryEntry struct {
+	name    string
+	regular bool // it was a regular file
+}
+
+// readNames lists a directory, sorted.
+func readNames(directory *os.File) (entries []directoryEntry, err error) {
+	// What was opened in a Root looks at each file beside listing it.
+	fd, err := retry(func() (int, error) {
+		return unix.Openat(int(directory.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	})
+	if err != nil {
+		return nil, err
+	}
+	handle := os.NewFile(uintptr(fd), directory.Name())
+	defer handle.Close()
+	for {
+		some, err := handle.ReadDir(namesAtOnce)
+		for _, e := range some {
+			entries = append(entries, directoryEntry{e.Name(), e.Type().IsRegular()})
+		}
+		if err == io.EOF {
+			break
+		}
+		if err != nil {
+			return nil, err
+		}
+	}
+	slices.SortFunc(entries, func(a, b directoryEntry) int { return strings.Compare(a.name, b.name) })
+	return entries, nil
+}
+
+// namesAtOnce is how many are read before their types are forgotten.
+const namesAtOnce = 1024
+
 // addEntry packs what is called so in a directory, which is open twice.
-func (p *packer) addEntry(directory *os.Root, handle *os.File, e fs.DirEntry, name string) error {
-	if leave, err := p.leaves(e.Name(), name); leave || err != nil {
+func (p *packer) addEntry(directory *os.Root, handle *os.File, e directoryEntry, name string) error {
+	if leave, err := p.leaves(e.name, name); leave || err != nil {
 		return err
 	}
-	if e.Type().IsRegular() {
-		if done, err := p.addSmall(int(handle.Fd()), e.Name(), name); done || err != nil {
+	if e.regular {
+		if done, err := p.addSmall(int(handle.Fd()), e.name, name); done || err != nil {
 			return err
 		}
 	}
-	return p.add(directory, e.Name(), name)
+	return p.add(directory, e.name, name)
 }
 
 // leaves tells whether something is left out.

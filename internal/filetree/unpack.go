@@ -382,11 +382,11 @@ func (u *unpacker) put(d dress, fd int) error {
 		return err
 	}
 	if !u.mine(d) {
-		if err := unix.Fchown(fd, d.uid, d.gid); err != nil {
+		if err := persist(func() error { return unix.Fchown(fd, d.uid, d.gid) }); err != nil {
 			return err
 		}
 	}
-	if err := unix.Fchmod(fd, modeOf(d.mode)); err != nil {
+	if err := persist(func() error { return unix.Fchmod(fd, modeOf(d.mode)) }); err != nil {
 		return err
 	}
 	return unix.UtimesNanoAt(fd, "", changeTime(d.modified), unix.AT_EMPTY_PATH)
@@ -503,6 +503,9 @@ func (u *unpacker) smallFile(h *tar.Header) error {
 	if err == nil {
 		err = unix.Renameat(at, temporary, at, path.Base(h.Name))
 	}
+	if err == unix.EISDIR {
+		err = unix.EEXIST // as Root.Rename says it
+	}
 	if err != nil {
 		_ = unix.Unlinkat(at, temporary, 0) // of what is no use
 	}
@@ -512,16 +515,25 @@ func (u *unpacker) smallFile(h *tar.Header) error {
 // putContent writes all that an empty file is to hold.
 func putContent(fd int, content []byte) error {
 	if len(content) > 0 && isZero(content) {
-		return unix.Ftruncate(fd, int64(len(content)))
+		return persist(func() error { return unix.Ftruncate(fd, int64(len(content))) })
 	}
 	for len(content) > 0 {
 		n, err := retry(func() (int, error) { return unix.Write(fd, content) })
+		if n == 0 && err == nil {
+			err = io.ErrUnexpectedEOF
+		}
 		if err != nil {
 			return err
 		}
 		content = content[n:]
 	}
 	return nil
+}
+
+// persist is retry for what has no other outcome.
+func persist(do func() error) error {
+	_, err := retry(func() (int, error) { return 0, do() })
+	return err
 }
 
 // retry calls do until no signal interrupts it.

@@ -3,6 +3,7 @@ package testenv
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -61,33 +62,50 @@ func (v Vmsan) AsNobody(t testing.TB) Vmsan {
 	return Vmsan{Layout: layout, binary: binary, user: nobody}
 }
 
-// RequireVmsan is RequireRoot and RequireVM for tests that use the binary
-// that `make build` made.
+// RequireVmsan is RequireRoot and RequireVM for tests that use the binary.
 func RequireVmsan(t testing.TB) Vmsan {
 	t.Helper()
 	RequireRoot(t)
 	layout := RequireVM(t)
-	binary := filepath.Join(moduleRoot(t), "bin", "vmsan")
-	if _, err := os.Stat(binary); err != nil {
-		t.Fatalf("the binary under test is missing; run: make build (%v)", err)
+	binary, err := Binary()
+	if err != nil {
+		t.Fatal(err)
 	}
 	return Vmsan{Layout: layout, binary: binary}
 }
 
+// binaryVar names the binary under test. Default: the one that make build
+// makes.
+const binaryVar = "VMSAN_TEST_BINARY"
+
+// Binary is the path of the binary under test.
+func Binary() (string, error) {
+	path := os.Getenv(binaryVar)
+	if path == "" {
+		root, err := moduleRoot()
+		if err != nil {
+			return "", err
+		}
+		path = filepath.Join(root, "bin", "vmsan")
+	}
+	if _, err := os.Stat(path); err != nil {
+		return "", fmt.Errorf("the binary under test is missing; make build makes it, or %s names it: %w", binaryVar, err)
+	}
+	return filepath.Abs(path)
+}
+
 // moduleRoot is the nearest directory above the test with a go.mod.
-func moduleRoot(t testing.TB) string {
-	t.Helper()
+func moduleRoot() (string, error) {
 	dir, err := os.Getwd()
 	if err != nil {
-		t.Fatal(err)
+		return "", err
 	}
 	for ; dir != "/"; dir = filepath.Dir(dir) {
 		if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
-			return dir
+			return dir, nil
 		}
 	}
-	t.Fatal("no go.mod above the test")
-	return ""
+	return "", errors.New("no go.mod above the test")
 }
 
 // Try runs the binary.
