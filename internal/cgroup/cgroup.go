@@ -180,7 +180,7 @@ func (g *Group) Enter() (*Entry, error) {
 		return nil, err
 	}
 	for _, dir := range g.host.directories(g.name) {
-		if err := os.WriteFile(filepath.Join(dir, "tasks"), thisThread(), 0); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, "tasks"), []byte(thisThread), 0); err != nil {
 			return nil, errors.Join(fmt.Errorf("join cgroup %s: %w", g.name, err), e.Leave())
 		}
 	}
@@ -205,13 +205,17 @@ func openHome(h host) (*Entry, error) {
 	return e, nil
 }
 
-func thisThread() []byte { return strconv.AppendInt(nil, int64(unix.Gettid()), 10) }
+// thisThread is the calling thread, in a group's tasks. By its number it would
+// be any thread to the kernel, which then keeps all others from ending first, and
+// waits for that many milliseconds (cgroup_procs_write_start in
+// kernel/cgroup/cgroup.c, Linux 5.6).
+const thisThread = "0"
 
 // Leave takes the thread back to the groups it came from.
 func (e *Entry) Leave() error {
 	defer e.close()
 	for _, file := range e.home {
-		if _, err := file.Write(thisThread()); err != nil {
+		if _, err := file.WriteString(thisThread); err != nil {
 			return fmt.Errorf("return to own cgroup: %w", err)
 		}
 	}

@@ -124,9 +124,6 @@ func start(ctx context.Context, o *order, requests []request) (*virtualMachine, 
 	if err != nil {
 		return nil, err
 	}
-	if o.spec.Linked != nil {
-		o.spec.Linked(vm.link)
-	}
 	vm.largest = o.largest + slack
 	o.add(vm.log.read, jailLog, true)
 	o.add(vm.metrics.pipe.read, jailMetrics, true)
@@ -137,6 +134,9 @@ func start(ctx context.Context, o *order, requests []request) (*virtualMachine, 
 	if err != nil {
 		vm.close()
 		return nil, err
+	}
+	if o.spec.Linked != nil {
+		o.spec.Linked(vm.link)
 	}
 	err = vm.reach(ctx)
 	if err == nil {
