@@ -45,11 +45,9 @@ type Spec struct {
 	NIC *NIC
 
 	Jail Jail
-	// Linked is called at most once, as soon as the VMM's process is there,
-	// with what VM.Link will be, so that whoever talks to the guest can get
-	// ready meanwhile: not before, for a process starts its children one after
-	// the other (syscall.ForkLock). It must not block, and duplicates what it
-	// keeps. Optional.
+	// Linked is called at most once, while the VMM is started, with what
+	// VM.Link will be, so that whoever talks to the guest can get ready
+	// meanwhile. It must not block, and duplicates what it keeps. Optional.
 	Linked func(Link)
 	// Log takes what the VMM prints. The driver does not close it. Optional.
 	Log *os.File

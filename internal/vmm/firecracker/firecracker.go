@@ -135,6 +135,8 @@ func start(ctx context.Context, o *order, requests []request) (*virtualMachine, 
 		vm.close()
 		return nil, err
 	}
+	// Not before: a process starts its children one after the other
+	// (syscall.ForkLock), and here are two.
 	if o.spec.Linked != nil {
 		o.spec.Linked(vm.link)
 	}

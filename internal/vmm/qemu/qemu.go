@@ -95,14 +95,14 @@ func start(ctx context.Context, b build) (*virtualMachine, error) {
 	if err != nil {
 		return nil, err
 	}
+	if b.spec.Linked != nil {
+		b.spec.Linked(vm.link)
+	}
 	vm.process, err = launch(path, b, theirs, vm.output.File())
 	theirs.close()
 	if err != nil {
 		vm.close()
 		return nil, err
-	}
-	if b.spec.Linked != nil {
-		b.spec.Linked(vm.link)
 	}
 	if err := vm.connect(ctx); err != nil {
 		return nil, vm.abandon(err)
