@@ -156,9 +156,9 @@ func TestSame(t *testing.T) {
 func TestPackage(t *testing.T) {
 	testenv.RequireRoot(t)
 	root := debian(t)
-	binary := os.Getenv("VMSAN_TEST_BINARY")
-	if binary == "" {
-		binary = "../../bin/vmsan"
+	binary, err := testenv.Binary()
+	if err != nil {
+		t.Fatal(err)
 	}
 	dir := t.TempDir()
 	r := testRelease(binary, dir)

@@ -246,56 +246,6 @@ func (p *packer) leaves(base, name string) (bool, error) {
 	return !wanted && !p.around[name] || IsPartial(base), nil
 }
 
-// addSmall packs a regular file that fits into the buffer, if that is all there
-// is to it. Trees have many of them, and what a guest's copy takes is system
-// calls: here are none that can be done without.
-func (p *packer) addSmall(directory int, base, name string) (done bool, err error) {
-	if part, _ := p.wants(name); part.Offset > 0 {
-		return false, nil
-	}
-	fd, err := retry(func() (int, error) {
-		return unix.Openat(directory, base, openFlags|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
-	})
-	if err != nil {
-		return false, nil // which the other way will tell
-	}
-	defer unix.Close(fd)
-	var stat unix.Stat_t
-	if err := unix.Fstat(fd, &stat); err != nil {
-		return false, nil
-	}
-	if stat.Mode&unix.S_IFMT != unix.S_IFREG || stat.Nlink != 1 || stat.Size == 0 || stat.Size > int64(len(p.buffer)) {
-		return false, nil
-	}
-	h := &tar.Header{
-		Typeflag: tar.TypeReg, Name: name, Size: stat.Size, Mode: int64(stat.Mode &^ unix.S_IFMT), Uid: int(stat.Uid), Gid: int(stat.Gid),
-		ModTime: time.Unix(stat.Mtim.Unix()), Format: tar.FormatPAX,
-	}
-	if h.PAXRecords, err = attributes(fd); err != nil {
-		return false, fmt.Errorf("read attributes of %s: %w", name, err)
-	}
-	content := p.buffer[:stat.Size]
-	for n := 0; n < len(content); {
-		read, err := retry(func() (int, error) { return unix.Read(fd, content[n:]) })
-		if err != nil {
-			return false, fmt.Errorf("read %s: %w", name, err)
-		}
-		if read == 0 {
-			clear(content[n:])
-			break
-		}
-		n += read
-	}
-	if err := p.tar.WriteHeader(h); err != nil {
-		return false, err
-	}
-	if _, err := p.tar.Write(content); err != nil {
-		return false, err
-	}
-	p.count(stat.Size)
-	return true, nil
-}
-
 func (p *packer) addFile(name string, info fs.FileInfo, open func() (*os.File, error)) error {
 	if stat := info.Sys().(*syscall.Stat_t); stat.Nlink > 1 {
 		key := inode{stat.Dev, stat.Ino}

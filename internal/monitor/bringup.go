@@ -490,8 +490,8 @@ func (m *monitor) fail(ctx context.Context, err error) error {
 	if failure.Code == api.ErrInternal && m.vm != nil {
 		failure.Code = api.ErrVMBoot
 	}
-	booted := m.vm != nil && m.record.Saved == nil && context.Cause(ctx) == nil
-	if booted && failure.Code == api.ErrVMBoot && failure.Hint == "" && m.record.Spec.MemoryMiB < enoughMemory {
+	kernelRan := m.vm != nil && m.record.Saved == nil && context.Cause(ctx) == nil
+	if kernelRan && failure.Code == api.ErrVMBoot && failure.Hint == "" && m.record.Spec.MemoryMiB < enoughMemory {
 		failure.Hint = fmt.Sprintf("vmsan create --memory %d, if the kernel had too little to boot", enoughMemory)
 	}
 	failure.VM = m.id

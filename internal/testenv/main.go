@@ -101,7 +101,8 @@ func openFiles() map[string]int {
 
 // pooled tells whether a pipe is one that copies between sockets go through,
 // which the runtime keeps for the next until its collector meets them. They
-// are told by their size, which no pipe of ours has: maxSpliceSize in Go's internal/poll/splice_linux.go.
+// are told by their size, which no pipe of ours has: maxSpliceSize in Go's
+// internal/poll/splice_linux.go.
 func pooled(descriptor string) bool {
 	fd, err := strconv.Atoi(descriptor)
 	if err != nil {
