@@ -110,23 +110,6 @@ func checkStreams(t *testing.T, streams [][]string) {
 	}
 }
 
-// checkClock compares a guest's clock with the host's, to 50 ms beside the
-// time that asking takes.
-func (h *host) checkClock(name string) {
-	h.t.Helper()
-	const slack = 50 * time.Millisecond
-	before := time.Now()
-	text := strings.TrimSpace(h.must("exec", name, "date", "+%s%N"))
-	after := time.Now()
-	nanoseconds, err := strconv.ParseInt(text, 10, 64)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	if at := time.Unix(0, nanoseconds); at.Before(before.Add(-slack)) || at.After(after.Add(slack)) {
-		h.t.Errorf("the clock of %s is %s, and the host's was %s to %s", name, at, before, after)
-	}
-}
-
 // Cycles of pausing and of going back lose nothing, and the policy holds after
 // each.
 func TestCycles(t *testing.T) {

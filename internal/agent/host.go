@@ -67,15 +67,23 @@ func (s *hostService) Configure(_ context.Context, request *connect.Request[gues
 	return connect.NewResponse(response), nil
 }
 
-// identify does what Configure does, for the host's first word to a guest
+// self is the agent as the host speaks to it over the control port.
+type self struct{ *Agent }
+
+// SetClock implements link.Self.
+func (a self) SetClock(to time.Time, advance bool) error {
+	if advance && time.Now().After(to) {
+		return nil
+	}
+	return a.config.Kernel.SetTime(to)
+}
+
+// Identify does what Configure does, for the host's first word to a guest
 // that has just booted: over the control port it comes without all the code
 // of a call, which an emulated guest has to translate first.
-func (a *Agent) identify(id link.Identity) error {
-	if id.ClockOnly {
-		return a.config.Kernel.SetTime(id.Time)
-	}
+func (a self) Identify(id link.Identity) error {
 	request := &guestv1.ConfigureRequest{
-		Time: timestamppb.New(id.Time), Entropy: id.Entropy, Hostname: &id.Hostname, MachineId: &id.MachineID,
+		Entropy: id.Entropy, Hostname: &id.Hostname, MachineId: &id.MachineID,
 		Environment: &guestv1.Environment{Variables: id.Env},
 	}
 	if id.User != "" {

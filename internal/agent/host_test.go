@@ -370,3 +370,29 @@ func TestDialErrors(t *testing.T) {
 		t.Errorf("without an upgrade: status %d", response.StatusCode)
 	}
 }
+
+// A clock is set to what the host says, and not back if it is told to advance.
+func TestSetClock(t *testing.T) {
+	kernel := &recordingKernel{fail: map[string]error{}}
+	g := newGuest(t, func(c *Config) { c.Kernel = kernel })
+	now := time.Now()
+	for _, to := range []struct {
+		time    time.Time
+		advance bool
+	}{
+		{now.Add(-time.Hour), true},
+		{now.Add(-time.Hour), false},
+		{now.Add(time.Hour), true},
+	} {
+		if err := (self{g.agent}).SetClock(to.time, to.advance); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := []string{
+		"date -s " + now.Add(-time.Hour).UTC().Format(time.RFC3339Nano),
+		"date -s " + now.Add(time.Hour).UTC().Format(time.RFC3339Nano),
+	}
+	if !slices.Equal(kernel.calls, want) {
+		t.Errorf("got %q, want %q", kernel.calls, want)
+	}
+}

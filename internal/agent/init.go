@@ -235,7 +235,7 @@ func Serve(control, data *os.File, config Config) error {
 	if err != nil {
 		return fmt.Errorf("listen for the guest's own requests: %w", err)
 	}
-	host := link.Listen(link.GuestPort(control), link.GuestPort(data), a.identify)
+	host := link.Listen(link.GuestPort(control), link.GuestPort(data), self{a})
 	defer host.Close()
 	go func() {
 		if err := a.servePublic(public); err != nil {

@@ -5,7 +5,6 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"github.com/vmsan/vmsan/internal/link"
 )
@@ -15,7 +14,7 @@ import (
 func TestVolumes(t *testing.T) {
 	kernel := &recordingKernel{fail: map[string]error{}}
 	g := newGuest(t, func(c *Config) { c.Kernel, c.SystemRoot = kernel, "/" })
-	id := link.Identity{Time: time.Unix(1, 0), Volumes: []link.Volume{{Path: "/srv/data/deep"}, {Path: "/srv/data", ReadOnly: true}, {Path: "/m"}}}
+	id := link.Identity{Volumes: []link.Volume{{Path: "/srv/data/deep"}, {Path: "/srv/data", ReadOnly: true}, {Path: "/m"}}}
 	if err := g.agent.mountVolumes(id.Volumes); err != nil {
 		t.Fatal(err)
 	}

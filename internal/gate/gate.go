@@ -232,18 +232,11 @@ func (g *gate) begin(ctx context.Context, b *Begin) (report Report, err error) {
 		}
 	}
 	if b.Identity != nil {
-		b.Identity.Time = time.Now()
 		b.Identity.Entropy = make([]byte, entropyBytes)
 		rand.Read(b.Identity.Entropy)
 	}
 	if g.host, err = link.Connect(ctx, g.control, g.data, b.Identity); err != nil {
 		return report, err
-	}
-	if b.Identity != nil && b.Identity.Restored {
-		// What was said with its identity is as old as that took.
-		if err := g.host.SetClock(ctx); err != nil {
-			return report, err
-		}
 	}
 	g.client = guest.New(g.host.Dial)
 	close(g.linked)

@@ -100,7 +100,7 @@ func TestTalkativeControlPort(t *testing.T) {
 		t.Fatal(err)
 	}
 	select {
-	case <-host.timed:
+	case <-host.watch.timed:
 	case <-time.After(time.Minute):
 		t.Error("nothing is heard any more")
 	}

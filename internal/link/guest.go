@@ -17,7 +17,7 @@ import (
 // session of the host after the other. It is a net.Listener.
 type Guest struct {
 	control, data io.ReadWriteCloser
-	identify      func(Identity) error
+	self          Self
 	streams       chan net.Conn
 	done          chan struct{}
 	close         func() error
@@ -29,12 +29,21 @@ type Guest struct {
 	current *session
 }
 
+// Self is what a guest does about itself when the host tells it to.
+type Self interface {
+	// SetClock sets the clock. With advance it is right already if it shows a
+	// later time.
+	SetClock(to time.Time, advance bool) error
+	// Identify becomes who the host says. It ends before the host is answered.
+	Identify(Identity) error
+}
+
 // Listen serves the two ports until Close or until one of them fails. They
 // should block, and so be files outside the runtime's poller, which would
-// otherwise be woken by the completion of each write. identify is called when
-// the host says who this guest is, and ends before the host is answered.
-func Listen(control, data io.ReadWriteCloser, identify func(Identity) error) *Guest {
-	g := &Guest{control: control, data: data, port: patient{newPagePort(data)}, identify: identify, streams: make(chan net.Conn), done: make(chan struct{})}
+// otherwise be woken by the completion of each write. self may be nil for a
+// guest that is told nothing.
+func Listen(control, data io.ReadWriteCloser, self Self) *Guest {
+	g := &Guest{control: control, data: data, port: patient{newPagePort(data)}, self: self, streams: make(chan net.Conn), done: make(chan struct{})}
 	g.close = sync.OnceValue(func() error {
 		close(g.done)
 		return errors.Join(control.Close(), data.Close())
@@ -74,8 +83,8 @@ func (g *Guest) obey() {
 	readMessages(patient{g.control}, maxHostLine, func(m message) bool {
 		if m.verb == verbIdentity {
 			refused = !g.become(m.text)
-		} else if m.verb == verbTime {
-			g.setClock(m.text)
+		} else if m.verb == verbTime || m.verb == verbAdvance {
+			g.setClock(m)
 		} else if n, ok := m.reset(); ok {
 			if !refused {
 				g.replace(n)
@@ -88,19 +97,23 @@ func (g *Guest) obey() {
 }
 
 // setClock sets the guest's clock, and says so.
-func (g *Guest) setClock(nanoseconds string) {
-	n, err := strconv.ParseInt(nanoseconds, 10, 64)
-	if err != nil || g.identify(Identity{ClockOnly: true, Time: time.Unix(0, n)}) != nil {
+func (g *Guest) setClock(m message) {
+	n, err := strconv.ParseInt(m.text, 10, 64)
+	if err != nil {
+		return
+	}
+	if err := g.self.SetClock(time.Unix(0, n), m.verb == verbAdvance); err != nil {
+		fmt.Fprintf(os.Stderr, "guest link: set the clock: %v\n", err)
 		return // the host does not wait for long
 	}
-	writeMessage(g.control, verbTimed, "")
+	writeMessage(g.control, verbTimed, m.text)
 }
 
 // become tells whether the guest could take its identity.
 func (g *Guest) become(digits string) bool {
 	id, err := decodeIdentity(digits)
 	if err == nil {
-		err = g.identify(id)
+		err = g.self.Identify(id)
 	}
 	if err != nil {
 		Fail(g.control, err)

@@ -9,7 +9,6 @@ import (
 	"fmt"
 	"io"
 	"net"
-	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -21,9 +20,9 @@ import (
 // Host is the host's end of a guest link. Its methods may be called from any
 // goroutine.
 type Host struct {
-	mux     *mux
-	control io.Writer
-	timed   <-chan struct{}
+	mux   *mux
+	watch *watch
+	clock clock
 }
 
 // Connect starts a fresh session over the two ports and returns when the
@@ -31,16 +30,17 @@ type Host struct {
 // ports from now on, also on failure: Close closes them.
 //
 // The error is a *FailedError if the guest says that it cannot come up, and
-// ctx's if that ends first. identity is told to a guest that has just booted,
-// and nil for one that knows it.
+// ctx's if that ends first. identity is told to a guest that has just booted
+// or was restored, when its clock is right, and nil for one that knows it.
 func Connect(ctx context.Context, control, data io.ReadWriteCloser, identity *Identity) (*Host, error) {
 	closePorts := sync.OnceFunc(func() {
 		control.Close()
 		data.Close()
 	})
 	stop := context.AfterFunc(ctx, closePorts)
-	timed := make(chan struct{}, 1)
-	rest, err := greet(control, data, identity, timed)
+	h := &Host{watch: watchControl(control, data)}
+	h.clock.pause = time.Second
+	rest, err := h.greet(ctx, data, identity)
 	if !stop() {
 		return nil, context.Cause(ctx)
 	}
@@ -48,33 +48,26 @@ func Connect(ctx context.Context, control, data io.ReadWriteCloser, identity *Id
 		closePorts()
 		return nil, err
 	}
-	m := newMux(io.MultiReader(bytes.NewReader(rest), data), data, closePorts, nil)
-	m.wait, m.budget = 200*time.Microsecond, hostBudget
-	go m.run()
-	return &Host{mux: m, control: control, timed: timed}, nil
+	h.mux = newMux(io.MultiReader(bytes.NewReader(rest), data), data, closePorts, nil)
+	h.mux.wait, h.mux.budget = 200*time.Microsecond, hostBudget
+	go h.mux.run()
+	return h, nil
 }
 
 // greet returns when the guest has answered, with what it has said since.
-func greet(control, data io.ReadWriteCloser, identity *Identity, timed chan<- struct{}) (rest []byte, err error) {
+func (h *Host) greet(ctx context.Context, data io.ReadWriter, identity *Identity) (rest []byte, err error) {
 	if identity != nil {
-		if err := tell(control, *identity); err != nil {
-			return nil, fmt.Errorf("tell guest who it is: %w", err)
+		if err := h.introduce(ctx, *identity); err != nil {
+			return nil, err
 		}
 	}
 	n := newNonce()
-	if err := writeMessage(control, verbReset, hex.EncodeToString(n[:])); err != nil {
+	if err := writeMessage(h.watch.control, verbReset, hex.EncodeToString(n[:])); err != nil {
 		return nil, fmt.Errorf("ask guest for a session: %w", err)
 	}
-	failed := make(chan *FailedError, 1)
-	go watchControl(control, data, failed, timed)
 	rest, err = discardUntil(data, n)
-	select {
-	case reason := <-failed:
-		return nil, reason
-	default:
-	}
 	if err != nil {
-		return nil, waitError(err)
+		return nil, h.watch.reason(err)
 	}
 	if _, err := data.Write(n[:]); err != nil {
 		return nil, fmt.Errorf("begin session: %w", err)
@@ -82,12 +75,23 @@ func greet(control, data io.ReadWriteCloser, identity *Identity, timed chan<- st
 	return rest, nil
 }
 
-func tell(control io.Writer, identity Identity) error {
+// introduce waits for a guest that boots or is being restored, sets its clock
+// and tells it who it is.
+func (h *Host) introduce(ctx context.Context, identity Identity) error {
 	digits, err := identity.encode()
-	if err != nil {
-		return err
+	if err == nil {
+		_, err = h.tellTime(ctx, verbTime, nil)
 	}
-	return writeMessage(control, verbIdentity, digits)
+	if err == nil {
+		err = h.setClock(ctx, verbAdvance)
+	}
+	if err == nil {
+		err = writeMessage(h.watch.control, verbIdentity, digits)
+	}
+	if err != nil {
+		return fmt.Errorf("tell guest who it is: %w", err)
+	}
+	return nil
 }
 
 // waitError names the usual end of a wait: a machine that is gone.
@@ -98,29 +102,53 @@ func waitError(err error) error {
 	return fmt.Errorf("wait for guest: %w", err)
 }
 
+// watch is what the host hears on the control port.
+type watch struct {
+	control io.Writer
+	timed   chan string       // what the guest has set its clock to
+	failed  chan *FailedError // why it cannot come up
+	ended   chan struct{}     // closed when it cannot say anything any more
+}
+
 // watchControl reads the control port for as long as it lives and keeps
-// nothing of it, so that a talkative guest does not block. A guest that says
+// little of it, so that a talkative guest does not block. A guest that says
 // it failed ends the wait for it: the data port is closed.
-func watchControl(control io.Reader, data io.Closer, failed chan<- *FailedError, timed chan<- struct{}) {
+func watchControl(control io.ReadWriter, data io.Closer) *watch {
+	w := &watch{control: control, timed: make(chan string, 1), failed: make(chan *FailedError, 1), ended: make(chan struct{})}
 	obey := func(m message) bool {
 		if m.verb == verbTimed {
 			select {
-			case timed <- struct{}{}:
+			case w.timed <- m.text:
 			default: // nobody asked
 			}
 		}
 		if m.verb != verbFailed {
 			return true
 		}
-		failed <- &FailedError{Reason: printable(m.text[:min(len(m.text), maxReason)])}
+		w.failed <- &FailedError{Reason: printable(m.text[:min(len(m.text), maxReason)])}
 		data.Close()
 		return false
 	}
-	for {
-		// What is left of a line that is too long is read as lines of its own.
-		if err := readMessages(control, maxGuestLine, obey); !errors.Is(err, bufio.ErrTooLong) {
-			return
+	go func() {
+		defer close(w.ended)
+		for {
+			// What is left of a line that is too long is read as lines of its own.
+			if err := readMessages(control, maxGuestLine, obey); !errors.Is(err, bufio.ErrTooLong) {
+				return
+			}
 		}
+	}()
+	return w
+}
+
+// reason tells why a guest is not heard: by its own word, or what became of
+// its ports.
+func (w *watch) reason(err error) error {
+	select {
+	case failed := <-w.failed:
+		return failed
+	default:
+		return waitError(err)
 	}
 }
 
@@ -132,37 +160,6 @@ func printable(s string) string {
 		}
 		return '?'
 	}, s)
-}
-
-// A guest's clock is as right as its answer is quick: what is slower than
-// clockSlack is told again, some times, for the host may be busy.
-const (
-	clockSlack = 40 * time.Millisecond
-	clockTries = 10
-	clockWait  = 2 * time.Second
-)
-
-// SetClock sets the guest's clock to the host's. It is called by one goroutine
-// at a time. It is an error if the guest does not answer, and none if the host
-// is too busy for an answer within clockSlack.
-func (h *Host) SetClock(ctx context.Context) error {
-	for range clockTries {
-		began := time.Now()
-		if err := writeMessage(h.control, verbTime, strconv.FormatInt(began.UnixNano(), 10)); err != nil {
-			return fmt.Errorf("tell guest the time: %w", err)
-		}
-		select {
-		case <-h.timed:
-		case <-time.After(clockWait):
-			return errors.New("the guest does not set its clock")
-		case <-ctx.Done():
-			return context.Cause(ctx)
-		}
-		if time.Since(began) < clockSlack {
-			return nil
-		}
-	}
-	return nil
 }
 
 // Dial opens a byte stream to the guest's agent.

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
-	"time"
 )
 
 // Identity is who a guest is: told to it after each boot, before anything
@@ -37,11 +36,8 @@ type Identity struct {
 	// uses it: what was put off, or will be done in every copy, it does now.
 	Pattern bool `json:"pattern,omitempty"`
 
-	// ClockOnly is set when nothing but Time is told.
-	ClockOnly bool `json:"-"`
-	// Time and Entropy are those of the moment in which it is told.
-	Time    time.Time `json:"-"`
-	Entropy []byte    `json:"-"`
+	// Entropy is that of the moment in which it is told.
+	Entropy []byte `json:"-"`
 }
 
 // Volume is where the guest is to have a disk that outlives it.
@@ -67,7 +63,6 @@ func (id Identity) encode() (string, error) {
 		}
 		b.WriteString(name + "\x00" + value + "\x00")
 	}
-	add("time", strconv.FormatInt(id.Time.UnixNano(), 10))
 	add("entropy", hex.EncodeToString(id.Entropy))
 	add("hostname", id.Hostname)
 	add("machine_id", id.MachineID)
@@ -118,7 +113,7 @@ func decodeIdentity(digits string) (id Identity, err error) {
 	if len(fields)%2 == 0 {
 		return id, errIdentity
 	}
-	id.Env, id.Time, id.Entropy = map[string]string{}, time.Unix(0, 0), []byte{}
+	id.Env, id.Entropy = map[string]string{}, []byte{}
 	for i := 0; i+1 < len(fields); i += 2 {
 		if err := id.set(fields[i], fields[i+1]); err != nil {
 			return Identity{}, err
@@ -132,12 +127,6 @@ func decodeIdentity(digits string) (id Identity, err error) {
 
 func (id *Identity) set(name, value string) error {
 	switch name {
-	case "time":
-		nanoseconds, err := strconv.ParseInt(value, 10, 64)
-		if err != nil {
-			return errIdentity
-		}
-		id.Time = time.Unix(0, nanoseconds)
 	case "entropy":
 		entropy, err := hex.DecodeString(value)
 		if err != nil {

@@ -7,14 +7,13 @@ import (
 	"reflect"
 	"strings"
 	"testing"
-	"time"
 )
 
 var testIdentity = Identity{
 	Hostname: "box", MachineID: strings.Repeat("0f", 16), User: "me:staff", Workdir: "/srv/a b",
-	Main: &Main{Args: []string{"/bin/sh", "", "a b"}, Restart: "on-failure:3", StopSignal: 15},
-	Env:  map[string]string{"A": "", "B": "x=y\nz", "C": "\u00e4"},
-	Time: time.Unix(1700000000, 5), Entropy: []byte{0, 1, 255},
+	Main:     &Main{Args: []string{"/bin/sh", "", "a b"}, Restart: "on-failure:3", StopSignal: 15},
+	Env:      map[string]string{"A": "", "B": "x=y\nz", "C": "\u00e4"},
+	Entropy:  []byte{0, 1, 255},
 	Volumes:  []Volume{{Path: "/data"}, {Path: "/models of mine", ReadOnly: true}},
 	Restored: true, Pattern: true, BootID: "01234567-89ab-cdef-0123-456789abcdef",
 	Address: netip.MustParsePrefix("192.0.0.2/30"), Gateway: netip.MustParseAddr("192.0.0.1"),
@@ -25,10 +24,10 @@ var testIdentity = Identity{
 func told(t *testing.T, identity *Identity, answer error) (got []Identity, host *Host, err error) {
 	t.Helper()
 	control, data := newWire(t), newWire(t)
-	guest := Listen(control.guest, data.guest, func(id Identity) error {
+	guest := Listen(control.guest, data.guest, &recordingSelf{identify: func(id Identity) error {
 		got = append(got, id)
 		return answer
-	})
+	}})
 	t.Cleanup(func() { guest.Close() })
 	host, err = Connect(t.Context(), control.open(t), data.open(t), identity)
 	if host != nil {
@@ -91,19 +90,4 @@ func FuzzDecodeIdentity(f *testing.F) {
 			t.Errorf("%+v became %+v, error %v", id, second, err)
 		}
 	})
-}
-
-func TestSetClock(t *testing.T) {
-	got, host, err := told(t, &testIdentity, nil)
-	if err != nil {
-		t.Fatal(err)
-	}
-	_ = got
-	before := time.Now()
-	if err := host.SetClock(t.Context()); err != nil {
-		t.Fatal(err)
-	}
-	if took := time.Since(before); took > clockWait {
-		t.Errorf("it took %s", took)
-	}
 }

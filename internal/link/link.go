@@ -11,8 +11,9 @@
 //
 // The guest writes its nonce as soon as it can serve, so that is also how it
 // says that it is ready; nobody polls. A host that speaks to a guest which
-// has just booted says "identity DIGITS" first, and a guest that cannot come
-// up, or cannot be who it shall be, says "failed REASON".
+// has just booted, or was restored, sets its clock first, and then tells it
+// who it is with "identity DIGITS"; a guest that cannot come up, or cannot be
+// who it shall be, says "failed REASON".
 package link
 
 import (
@@ -57,10 +58,12 @@ const (
 	verbReset = "reset"
 	// verbIdentity, from the host: this is who you are.
 	verbIdentity = "identity"
-	// verbTime, from the host: this is the time, in nanoseconds since 1970; the
-	// guest answers with verbTimed when its clock shows it.
-	verbTime  = "time"
-	verbTimed = "timed"
+	// verbTime, from the host: this is the time, in nanoseconds since 1970. With
+	// verbAdvance it is no reason to set the clock back. The guest answers with
+	// verbTimed and the same number when its clock shows it.
+	verbTime    = "time"
+	verbAdvance = "advance"
+	verbTimed   = "timed"
 	// verbFailed, from the guest: it cannot come up, and why.
 	verbFailed = "failed"
 )

@@ -50,7 +50,7 @@ func (w wire) open(t *testing.T) net.Conn {
 
 func echoGuest(t *testing.T, control, data io.ReadWriteCloser) {
 	t.Helper()
-	guest := Listen(control, data, func(Identity) error { return nil })
+	guest := Listen(control, data, nil)
 	var streams sync.WaitGroup
 	accepting := make(chan struct{})
 	t.Cleanup(func() { guest.Close(); <-accepting; streams.Wait() })

@@ -335,7 +335,7 @@ func FuzzMux(f *testing.F) {
 // memory together, and nothing from those that are read.
 func TestUnread(t *testing.T) {
 	control, data := newWire(t), newWire(t)
-	guest := Listen(control.guest, data.guest, func(Identity) error { return nil })
+	guest := Listen(control.guest, data.guest, nil)
 	defer guest.Close()
 	go func() {
 		for {

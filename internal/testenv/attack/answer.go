@@ -15,6 +15,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"google.golang.org/protobuf/proto"
 
@@ -189,16 +190,23 @@ func treeElsewhere(w *tar.Writer) {
 	file("/tmp/" + Outside)
 }
 
+// standing is a guest whose clock stands while it is silent.
+type standing struct{ lie *atomic.Value }
+
+func (s standing) SetClock(time.Time, bool) error {
+	if s.lie.Load() == "silence" {
+		return errors.New("this clock stands")
+	}
+	return nil
+}
+
+func (standing) Identify(link.Identity) error { return nil }
+
 // lieInAnswers is an agent as far as the link goes.
 func lieInAnswers(control, data *os.File) {
 	var lie atomic.Value
 	lie.Store("")
-	guest := link.Listen(control, data, func(id link.Identity) error {
-		if id.ClockOnly && lie.Load() == "silence" {
-			return errors.New("this clock stands")
-		}
-		return nil
-	})
+	guest := link.Listen(control, data, standing{&lie})
 	go func() {
 		for {
 			stream, err := guest.Accept()

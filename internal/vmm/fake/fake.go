@@ -147,7 +147,7 @@ func (vm *Machine) run(theirs vmm.Link, silent bool) {
 	fmt.Fprintf(theirs.Console, "fake guest: it has no kernel that could print anything at boot\r\n")
 	if !silent {
 		control, data := vm.gate.port(theirs.Control), vm.gate.port(theirs.Data)
-		vm.guest.serve(link.Listen(control, data, vm.guest.identify))
+		vm.guest.serve(link.Listen(control, data, vm.guest))
 	}
 	go func() {
 		<-vm.gone

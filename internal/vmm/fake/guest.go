@@ -82,10 +82,11 @@ func (g *guest) upload(w http.ResponseWriter, r *http.Request) {
 	g.files[r.URL.Query().Get("path")] = string(text)
 }
 
-func (g *guest) identify(id link.Identity) error {
-	if id.ClockOnly {
-		return nil
-	}
+// SetClock implements link.Self.
+func (g *guest) SetClock(time.Time, bool) error { return nil }
+
+// Identify implements link.Self.
+func (g *guest) Identify(id link.Identity) error {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.identity = append(g.identity, id)
