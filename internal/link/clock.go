@@ -19,6 +19,10 @@ const (
 	clockTries = 10
 	clockWait  = 2 * time.Second
 	clockLater = 300
+	// bootWait is for a guest that boots: what is on its way to a port that
+	// nobody reads yet depends on many being woken in time, and saying it twice
+	// costs nothing.
+	bootWait = 5 * time.Second
 )
 
 // clock is what the host keeps of setting its guest's.
@@ -42,7 +46,7 @@ func (h *Host) setClock(ctx context.Context, verb string) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for range clockTries {
-		took, err := h.tellTimeSoon(ctx, verb)
+		took, err := h.tellTime(ctx, verb, clockWait)
 		if err != nil || took < clockSlack {
 			return err
 		}
@@ -67,7 +71,7 @@ func (h *Host) advanceLater() {
 			return
 		}
 		c.mu.Lock()
-		took, err := h.tellTimeSoon(context.Background(), verbAdvance)
+		took, err := h.tellTime(context.Background(), verbAdvance, clockWait)
 		done := err != nil || took < clockSlack
 		c.later = !done
 		c.mu.Unlock()
@@ -80,28 +84,32 @@ func (h *Host) advanceLater() {
 	c.mu.Unlock()
 }
 
-// tellTimeSoon is tellTime for a guest that runs.
-func (h *Host) tellTimeSoon(ctx context.Context, verb string) (time.Duration, error) {
-	patience := time.NewTimer(clockWait)
-	defer patience.Stop()
-	return h.tellTime(ctx, verb, patience.C)
+// awaitGuest tells the time until there is an answer.
+func (h *Host) awaitGuest(ctx context.Context) error {
+	for {
+		if _, err := h.tellTime(ctx, verbTime, bootWait); !errors.Is(err, errClock) {
+			return err
+		}
+	}
 }
 
 // tellTime tells the guest what time it is, and returns how long its answer
-// took. It waits until expired.
-func (h *Host) tellTime(ctx context.Context, verb string, expired <-chan time.Time) (time.Duration, error) {
+// took. It is errClock if there is none within patience.
+func (h *Host) tellTime(ctx context.Context, verb string, patience time.Duration) (time.Duration, error) {
 	began := time.Now()
 	now := strconv.FormatInt(began.UnixNano(), 10)
 	if err := writeMessage(h.watch.control, verb, now); err != nil {
 		return 0, fmt.Errorf("tell guest the time: %w", err)
 	}
+	expired := time.NewTimer(patience)
+	defer expired.Stop()
 	for {
 		select {
 		case answer := <-h.watch.timed:
 			if answer == now {
 				return time.Since(began), nil
 			}
-		case <-expired:
+		case <-expired.C:
 			return 0, errClock
 		case <-h.watch.ended:
 			return 0, h.watch.reason(io.EOF)

@@ -80,7 +80,7 @@ func (h *Host) greet(ctx context.Context, data io.ReadWriter, identity *Identity
 func (h *Host) introduce(ctx context.Context, identity Identity) error {
 	digits, err := identity.encode()
 	if err == nil {
-		_, err = h.tellTime(ctx, verbTime, nil)
+		err = h.awaitGuest(ctx)
 	}
 	if err == nil {
 		err = h.setClock(ctx, verbAdvance)
