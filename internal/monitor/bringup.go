@@ -80,9 +80,7 @@ func (m *monitor) steps(ctx context.Context, t *trace) error {
 		return m.unlessEnded(err)
 	}
 	t.done("gate", "")
-	identity := m.identity()
-	err = m.gate.begin(ctx, gate.Begin{Identity: &identity, Network: m.networkOrder()}, m.vm, t)
-	if err = fault.After("monitor: guest ready", err); err != nil {
+	if err := fault.After("monitor: guest ready", m.awaitGuest(ctx, t)); err != nil {
 		return err
 	}
 	if m.record.Grown {

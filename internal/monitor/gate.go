@@ -68,7 +68,7 @@ func (m *monitor) attend(requests *os.File) error {
 
 // begin waits until the guest is there, and fails as soon as its VMM is not.
 // It is called once.
-func (g *gateProcess) begin(ctx context.Context, b gate.Begin, vm vmm.VM, t *trace) error {
+func (g *gateProcess) begin(ctx context.Context, b gate.Begin, vm vmm.VM) error {
 	defer func() { <-g.turn }()
 	ctx, cancel := context.WithCancelCause(ctx)
 	var watcher sync.WaitGroup
@@ -91,13 +91,7 @@ func (g *gateProcess) begin(ctx context.Context, b gate.Begin, vm vmm.VM, t *tra
 		case <-time.After(lastMoment):
 		}
 	}
-	if err != nil {
-		return err
-	}
-	if t != nil {
-		t.done("guest", "")
-	}
-	return nil
+	return err
 }
 
 // lastMoment is how long a VMM may take to end after its guest's link broke.
@@ -223,7 +217,7 @@ func (m *monitor) replaceGate() {
 	begin := gate.Begin{Network: m.networkOrder()}
 	m.background.Go(func() {
 		// A guest that is paused answers when it goes on, however late.
-		if err := next.begin(context.Background(), begin, m.vm, nil); err != nil {
+		if err := next.begin(context.Background(), begin, m.vm); err != nil {
 			m.log.Error("connect to guest again", "error", err)
 			next.stop()
 		}

@@ -27,6 +27,7 @@ import (
 	"github.com/vmsan/vmsan/internal/monitor/control"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/undo"
+	"github.com/vmsan/vmsan/internal/usage"
 	"github.com/vmsan/vmsan/internal/vmm"
 )
 
@@ -73,6 +74,7 @@ type monitor struct {
 	limit           *limit
 	idle            chan struct{} // gets word when the sandbox was idle for its limit
 	helpers         Helpers
+	bootWatch       bootWatch
 
 	standing sync.Mutex   // held while the machine is paused, resumed or saved; guards the next two
 	frozen   bool         // the guest was asked to hold still, and not yet to go on
@@ -157,6 +159,8 @@ func newMonitor(layout store.Layout, id string, helpers Helpers) (*monitor, erro
 		denials:  newDenials(),
 		idle:     make(chan struct{}),
 		helpers:  helpers,
+
+		bootWatch: bootWatch{every: 5 * time.Second, measure: usage.RunnableOf},
 	}
 	m.limit = newLimit(m.noteLimit)
 	m.undo.Add(log.Close)

@@ -212,6 +212,14 @@ type Ballooned interface {
 	SetMemory(ctx context.Context, mib int) error
 }
 
+// Rebooter is a VM whose boot can begin anew.
+type Rebooter interface {
+	// Reboot begins the boot anew, unless the guest's agent is up: booted is
+	// true then, and nothing was done. stood says where the guest's first CPU
+	// was, for a log.
+	Reboot(ctx context.Context) (booted bool, stood string, err error)
+}
+
 // Metered is a VM that counts what it does.
 type Metered interface {
 	// Metrics returns its counters, as JSON in the VMM's own form.

@@ -112,6 +112,7 @@ type Machine struct {
 	guest *guest
 	saved atomic.Bool // since it was paused
 
+	up   sync.Once
 	end  sync.Once
 	exit vmm.Exit
 	gone chan struct{} // closed when the guest is to end
@@ -146,8 +147,7 @@ func (vm *Machine) run(theirs vmm.Link, silent bool) {
 	vm.guest.link = theirs
 	fmt.Fprintf(theirs.Console, "fake guest: it has no kernel that could print anything at boot\r\n")
 	if !silent {
-		control, data := vm.gate.port(theirs.Control), vm.gate.port(theirs.Data)
-		vm.guest.serve(link.Listen(control, data, vm.guest))
+		vm.boot()
 	}
 	go func() {
 		<-vm.gone
@@ -156,6 +156,21 @@ func (vm *Machine) run(theirs vmm.Link, silent bool) {
 		vm.link.Close()
 		close(vm.done)
 	}()
+}
+
+// boot lets the guest come up, if it is not.
+func (vm *Machine) boot() (begun bool) {
+	vm.up.Do(func() {
+		begun = true
+		theirs := vm.guest.link
+		vm.guest.serve(link.Listen(vm.gate.port(theirs.Control), vm.gate.port(theirs.Data), vm.guest))
+	})
+	return begun
+}
+
+// Reboot implements vmm.Rebooter: also a guest that was silent comes up.
+func (vm *Machine) Reboot(context.Context) (booted bool, stood string, err error) {
+	return !vm.boot(), "nowhere", nil
 }
 
 // finish ends the guest; the first reason counts.

@@ -143,11 +143,13 @@ func (s console) addTo(c *command) {
 // is kept for a console.
 type ports struct{ control, data *os.File }
 
+const controlID = "control"
+
 func (p ports) addTo(c *command) {
-	socket{"control", p.control}.addTo(c)
+	socket{controlID, p.control}.addTo(c)
 	socket{"data", p.data}.addTo(c)
 	c.add("-device", "virtio-serial-device,id=link,max_ports=3")
-	c.add("-device", "virtserialport,bus=link.0,nr=1,chardev=control,name="+link.ControlPort)
+	c.add("-device", "virtserialport,bus=link.0,nr=1,chardev="+controlID+",name="+link.ControlPort)
 	c.add("-device", "virtserialport,bus=link.0,nr=2,chardev=data,name="+link.DataPort)
 }
 

@@ -31,6 +31,7 @@ func Run(t *testing.T, driver vmm.Driver, spec func(t *testing.T) vmm.Spec) {
 	t.Run("life", s.life)
 	t.Run("stop", s.stop)
 	t.Run("stop while paused", s.stopPaused)
+	t.Run("boot anew", s.bootAnew)
 	t.Run("console", s.console)
 	t.Run("bad spec", s.badSpec)
 	t.Run("start cancelled", s.startCancelled)
@@ -54,6 +55,7 @@ func (s suite) life(t *testing.T) {
 		test func(*testing.T, context.Context, vmm.VM)
 	}{
 		{"guest answers", guestAnswers},
+		{"no reboot of what is up", noReboot},
 		{"many streams", manyStreams},
 		{"next host", nextHost},
 		{"pause and resume", pauseAndResume},
