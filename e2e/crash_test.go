@@ -103,11 +103,23 @@ func (h *host) process(pid int) *os.Process {
 // does not.
 func (h *host) checkUsable(what, name string) {
 	h.t.Helper()
-	vm := h.inspect(name)
+	vm, err := h.use(what, name)
+	if err != nil && vm.Status == api.StatusRunning && h.inspect(name).Status == api.StatusStopped {
+		// A command that was killed had asked for its end already.
+		vm, err = h.use(what, name)
+	}
+	if err != nil {
+		h.t.Errorf("%s: the source was %s (%s): %v", what, vm.Status, vm.Reason, err)
+	}
+}
+
+// use has a sandbox run, and runs a command there. vm is what it was before.
+func (h *host) use(what, name string) (vm api.VM, err error) {
+	h.t.Helper()
+	vm = h.inspect(name)
 	for deadline := time.Now().Add(time.Minute); vm.Status == api.StatusCreating && time.Now().Before(deadline); vm = h.inspect(name) {
 		time.Sleep(50 * time.Millisecond)
 	}
-	var err error
 	switch vm.Status {
 	case api.StatusRunning:
 	case api.StatusPaused:
@@ -123,9 +135,7 @@ func (h *host) checkUsable(what, name string) {
 	if err == nil {
 		_, err = h.vmsan("exec", "--no-stdin", name, "sh", "-c", "echo works >/root/works && sync")
 	}
-	if err != nil {
-		h.t.Errorf("%s: the source was %s (%s): %v", what, vm.Status, vm.Reason, err)
-	}
+	return vm, err
 }
 
 // TestCommandsDuringSnapshots: a command that comes while its sandbox is saved

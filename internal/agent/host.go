@@ -70,17 +70,21 @@ func (s *hostService) Configure(_ context.Context, request *connect.Request[gues
 // self is the agent as the host speaks to it over the control port.
 type self struct{ *Agent }
 
+// mostAdvance is by how much a clock may be behind that was just set. One that
+// is further behind was set by somebody else since.
+const mostAdvance = 10 * time.Second
+
 // SetClock implements link.Self.
 func (a self) SetClock(to time.Time, advance bool) error {
-	if advance && time.Now().After(to) {
+	if behind := time.Until(to); advance && (behind <= 0 || behind > mostAdvance) {
 		return nil
 	}
 	return a.config.Kernel.SetTime(to)
 }
 
-// Identify does what Configure does, for the host's first word to a guest
-// that has just booted: over the control port it comes without all the code
-// of a call, which an emulated guest has to translate first.
+// Identify does what Configure does, for a guest that has just booted or was
+// restored: over the control port it comes without all the code of a call,
+// which an emulated guest has to translate first.
 func (a self) Identify(id link.Identity) error {
 	request := &guestv1.ConfigureRequest{
 		Entropy: id.Entropy, Hostname: &id.Hostname, MachineId: &id.MachineID,

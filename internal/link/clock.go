@@ -12,8 +12,8 @@ import (
 
 // A guest's clock is as right as its answer is quick: it is behind by some part
 // of the time that the answer took. What is slower than clockSlack is told
-// again, for the host may be busy: first some times in a row, and then in the
-// background.
+// again, for the host may be busy: up to clockTries times within clockWait, and
+// then clockLater times in the background.
 const (
 	clockSlack = 40 * time.Millisecond
 	clockTries = 10
@@ -31,6 +31,9 @@ type clock struct {
 
 	mu    sync.Mutex // held while the time is told
 	later bool       // it is told again in the background
+	// plain is a guest of an earlier version, as snapshots may have: it does
+	// not repeat what it was told, and does not know verbAdvance.
+	plain bool
 }
 
 // errClock is for a guest that does not answer.
@@ -42,50 +45,59 @@ var errClock = errors.New("the guest does not set its clock")
 func (h *Host) SetClock(ctx context.Context) error { return h.setClock(ctx, verbTime) }
 
 func (h *Host) setClock(ctx context.Context, verb string) error {
-	c := &h.clock
-	c.mu.Lock()
-	defer c.mu.Unlock()
+	h.clock.mu.Lock()
+	defer h.clock.mu.Unlock()
+	result := errClock
+	deadline := time.Now().Add(clockWait)
 	for range clockTries {
-		took, err := h.tellTime(ctx, verb, clockWait)
+		took, err := h.tellTime(ctx, verb, time.Until(deadline))
+		if errors.Is(err, errClock) {
+			break
+		}
 		if err != nil || took < clockSlack {
 			return err
 		}
 		// It can only be behind, so of two such times the later is the better.
-		verb = verbAdvance
+		result, verb = nil, verbAdvance
 	}
-	if !c.later {
-		c.later = true
+	if !h.clock.later {
+		h.clock.later = true
 		go h.advanceLater()
 	}
-	return nil
+	return result
 }
 
-// advanceLater tells the time now and then until the guest answers quickly. One
-// that does not answer at all stands still, and is told when it goes on.
+// advanceLater tells the time now and then until the guest answers quickly, or
+// not at all any more.
 func (h *Host) advanceLater() {
-	c := &h.clock
 	for range clockLater {
 		select {
-		case <-time.After(c.pause):
+		case <-time.After(h.clock.pause):
 		case <-h.watch.ended:
 			return
 		}
-		c.mu.Lock()
-		took, err := h.tellTime(context.Background(), verbAdvance, clockWait)
-		done := err != nil || took < clockSlack
-		c.later = !done
-		c.mu.Unlock()
-		if done {
+		if h.advance() {
 			return
 		}
 	}
-	c.mu.Lock()
-	c.later = false
-	c.mu.Unlock()
+	h.clock.mu.Lock()
+	defer h.clock.mu.Unlock()
+	h.clock.later = false
+}
+
+// advance tells the time once, and whether that was the last time.
+func (h *Host) advance() (last bool) {
+	h.clock.mu.Lock()
+	defer h.clock.mu.Unlock()
+	took, err := h.tellTime(context.Background(), verbAdvance, clockWait)
+	h.clock.later = errors.Is(err, errClock) || err == nil && took >= clockSlack
+	return !h.clock.later
 }
 
 // awaitGuest tells the time until there is an answer.
 func (h *Host) awaitGuest(ctx context.Context) error {
+	h.clock.mu.Lock()
+	defer h.clock.mu.Unlock()
 	for {
 		if _, err := h.tellTime(ctx, verbTime, bootWait); !errors.Is(err, errClock) {
 			return err
@@ -94,19 +106,26 @@ func (h *Host) awaitGuest(ctx context.Context) error {
 }
 
 // tellTime tells the guest what time it is, and returns how long its answer
-// took. It is errClock if there is none within patience.
+// took. It is errClock if there is none within patience. The clock's lock is
+// held.
 func (h *Host) tellTime(ctx context.Context, verb string, patience time.Duration) (time.Duration, error) {
+	if h.clock.plain {
+		verb = verbTime
+	}
 	began := time.Now()
 	now := strconv.FormatInt(began.UnixNano(), 10)
 	if err := writeMessage(h.watch.control, verb, now); err != nil {
-		return 0, fmt.Errorf("tell guest the time: %w", err)
+		return 0, h.watch.reason(fmt.Errorf("tell guest the time: %w", err))
 	}
 	expired := time.NewTimer(patience)
 	defer expired.Stop()
 	for {
 		select {
 		case answer := <-h.watch.timed:
-			if answer == now {
+			if answer == "" {
+				h.clock.plain = true
+			}
+			if answer == now || answer == "" {
 				return time.Since(began), nil
 			}
 		case <-expired.C:

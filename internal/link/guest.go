@@ -31,8 +31,8 @@ type Guest struct {
 
 // Self is what a guest does about itself when the host tells it to.
 type Self interface {
-	// SetClock sets the clock. With advance it is right already if it shows a
-	// later time.
+	// SetClock sets the clock. With advance, which corrects what was just set,
+	// it is right already if it shows a later time.
 	SetClock(to time.Time, advance bool) error
 	// Identify becomes who the host says. It ends before the host is answered.
 	Identify(Identity) error
@@ -103,8 +103,13 @@ func (g *Guest) setClock(m message) {
 		return
 	}
 	if err := g.self.SetClock(time.Unix(0, n), m.verb == verbAdvance); err != nil {
-		fmt.Fprintf(os.Stderr, "guest link: set the clock: %v\n", err)
-		return // the host does not wait for long
+		err = fmt.Errorf("set the clock: %w", err)
+		if g.session() == nil {
+			Fail(g.control, err)
+		} else { // the host does not wait for long
+			fmt.Fprintf(os.Stderr, "guest link: %v\n", err)
+		}
+		return
 	}
 	writeMessage(g.control, verbTimed, m.text)
 }

@@ -11,6 +11,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"time"
 	"unicode"
 
@@ -63,7 +64,7 @@ func (h *Host) greet(ctx context.Context, data io.ReadWriter, identity *Identity
 	}
 	n := newNonce()
 	if err := writeMessage(h.watch.control, verbReset, hex.EncodeToString(n[:])); err != nil {
-		return nil, fmt.Errorf("ask guest for a session: %w", err)
+		return nil, h.watch.reason(fmt.Errorf("ask guest for a session: %w", err))
 	}
 	rest, err = discardUntil(data, n)
 	if err != nil {
@@ -76,20 +77,21 @@ func (h *Host) greet(ctx context.Context, data io.ReadWriter, identity *Identity
 }
 
 // introduce waits for a guest that boots or is being restored, sets its clock
-// and tells it who it is.
+// and tells it who it is. A guest that is too slow with its clock is told all
+// the same.
 func (h *Host) introduce(ctx context.Context, identity Identity) error {
-	digits, err := identity.encode()
-	if err == nil {
-		err = h.awaitGuest(ctx)
-	}
-	if err == nil {
-		err = h.setClock(ctx, verbAdvance)
-	}
-	if err == nil {
-		err = writeMessage(h.watch.control, verbIdentity, digits)
-	}
+	digits, err := identity.encode(time.Now())
 	if err != nil {
 		return fmt.Errorf("tell guest who it is: %w", err)
+	}
+	if err := h.awaitGuest(ctx); err != nil {
+		return err
+	}
+	if err := h.setClock(ctx, verbAdvance); err != nil && !errors.Is(err, errClock) {
+		return err
+	}
+	if err := writeMessage(h.watch.control, verbIdentity, digits); err != nil {
+		return h.watch.reason(fmt.Errorf("tell guest who it is: %w", err))
 	}
 	return nil
 }
@@ -105,29 +107,26 @@ func waitError(err error) error {
 // watch is what the host hears on the control port.
 type watch struct {
 	control io.Writer
-	timed   chan string       // what the guest has set its clock to
-	failed  chan *FailedError // why it cannot come up
-	ended   chan struct{}     // closed when it cannot say anything any more
+	timed   chan string                 // what the guest said last that its clock shows
+	failed  atomic.Pointer[FailedError] // why it cannot come up
+	ended   chan struct{}               // closed when it cannot say anything any more
 }
 
 // watchControl reads the control port for as long as it lives and keeps
 // little of it, so that a talkative guest does not block. A guest that says
 // it failed ends the wait for it: the data port is closed.
 func watchControl(control io.ReadWriter, data io.Closer) *watch {
-	w := &watch{control: control, timed: make(chan string, 1), failed: make(chan *FailedError, 1), ended: make(chan struct{})}
+	w := &watch{control: control, timed: make(chan string, 1), ended: make(chan struct{})}
 	obey := func(m message) bool {
-		if m.verb == verbTimed {
-			select {
-			case w.timed <- m.text:
-			default: // nobody asked
-			}
+		switch m.verb {
+		case verbTimed:
+			w.keep(m.text)
+		case verbFailed:
+			w.failed.Store(&FailedError{Reason: printable(m.text[:min(len(m.text), maxReason)])})
+			data.Close()
+			return false
 		}
-		if m.verb != verbFailed {
-			return true
-		}
-		w.failed <- &FailedError{Reason: printable(m.text[:min(len(m.text), maxReason)])}
-		data.Close()
-		return false
+		return true
 	}
 	go func() {
 		defer close(w.ended)
@@ -141,15 +140,22 @@ func watchControl(control io.ReadWriter, data io.Closer) *watch {
 	return w
 }
 
+// keep keeps the last answer, in the place of one that nobody waited for.
+func (w *watch) keep(answer string) {
+	select {
+	case <-w.timed:
+	default:
+	}
+	w.timed <- answer // nobody else sends
+}
+
 // reason tells why a guest is not heard: by its own word, or what became of
 // its ports.
 func (w *watch) reason(err error) error {
-	select {
-	case failed := <-w.failed:
+	if failed := w.failed.Load(); failed != nil {
 		return failed
-	default:
-		return waitError(err)
 	}
+	return waitError(err)
 }
 
 // printable replaces what could move a terminal's cursor.

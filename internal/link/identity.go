@@ -7,10 +7,11 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 )
 
-// Identity is who a guest is: told to it after each boot, before anything
-// else.
+// Identity is who a guest is: told to it after each boot and restore, as soon as
+// its clock is right.
 type Identity struct {
 	Hostname  string            `json:"hostname"`
 	MachineID string            `json:"machine_id"` // 32 hex digits
@@ -53,8 +54,10 @@ const (
 )
 
 // encode writes an identity as hex digits: pairs of names and values, with a
-// NUL behind each, which costs a guest next to nothing to read.
-func (id Identity) encode() (string, error) {
+// NUL behind each, which costs a guest next to nothing to read. The time is for
+// guests of an earlier version, as snapshots may have: they set their clock by
+// it.
+func (id Identity) encode(now time.Time) (string, error) {
 	var b strings.Builder
 	var err error
 	add := func(name, value string) {
@@ -63,6 +66,7 @@ func (id Identity) encode() (string, error) {
 		}
 		b.WriteString(name + "\x00" + value + "\x00")
 	}
+	add("time", strconv.FormatInt(now.UnixNano(), 10))
 	add("entropy", hex.EncodeToString(id.Entropy))
 	add("hostname", id.Hostname)
 	add("machine_id", id.MachineID)

@@ -10,7 +10,7 @@
 // guest throws away everything in turn. What follows are the frames of a mux.
 //
 // The guest writes its nonce as soon as it can serve, so that is also how it
-// says that it is ready; nobody polls. A host that speaks to a guest which
+// says that it is ready. A host that speaks to a guest which
 // has just booted, or was restored, sets its clock first, and then tells it
 // who it is with "identity DIGITS"; a guest that cannot come up, or cannot be
 // who it shall be, says "failed REASON".

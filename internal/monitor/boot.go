@@ -9,10 +9,10 @@ import (
 	"github.com/vmsan/vmsan/internal/vmm"
 )
 
-// bootWatch tells a boot that hangs from one that is slow. A kernel that boots
-// always has something to do, or waits for a processor of a host that is busy.
-// One whose timer does not come, as happens now and then to emulated kernels
-// on a busy host, does nothing, or turns in a circle.
+// bootWatch tells a boot that hangs from one that is slow. A guest that boots
+// runs, or waits for a processor or a disk of a host that is busy. One whose
+// timer does not come, as happens now and then to emulated kernels on a busy
+// host, does nothing, or turns in a circle.
 type bootWatch struct {
 	every   time.Duration // between two looks
 	measure func(pid int) (usage.Runnable, error)
@@ -23,14 +23,14 @@ const (
 	// what wanted less than one part in stillPart of a processor.
 	stillLooks = 3
 	stillPart  = 50
-	// One that has run for half the time that it may take to boot, and for so
-	// long at least, should have been there long ago: it takes 2 s.
+	// One whose processors have run for half the time that it may take to boot,
+	// and for so long at least, should have been there long ago: it takes 2 s.
 	busyTime = 30 * time.Second
 )
 
 // await returns why the boot of the process pid hangs, when it does, or "" when
-// ctx ends or nothing can be said.
-func (w bootWatch) await(ctx context.Context, pid int, limit time.Duration) string {
+// ctx ends or nothing can be said. enough is how long it may run.
+func (w bootWatch) await(ctx context.Context, pid int, enough time.Duration) string {
 	ticker := time.NewTicker(w.every)
 	defer ticker.Stop()
 	before, err := w.measure(pid)
@@ -44,7 +44,9 @@ func (w bootWatch) await(ctx context.Context, pid int, limit time.Duration) stri
 		if now, err = w.measure(pid); err != nil {
 			break
 		}
-		if wanted := now.Ran + now.Waited - before.Ran - before.Waited; wanted < w.every/stillPart {
+		// Less than nothing if a thread has ended.
+		wanted := now.Ran + now.Waited - before.Ran - before.Waited
+		if wanted >= 0 && wanted < w.every/stillPart && !now.Held {
 			still++
 		} else {
 			still = 0
@@ -52,7 +54,7 @@ func (w bootWatch) await(ctx context.Context, pid int, limit time.Duration) stri
 		switch {
 		case still >= stillLooks:
 			return "it does nothing"
-		case now.Ran > max(limit/2, busyTime):
+		case now.Ran > enough:
 			return "it runs and runs"
 		}
 		before = now
@@ -63,16 +65,19 @@ func (w bootWatch) await(ctx context.Context, pid int, limit time.Duration) stri
 // watchBoot begins the boot of an emulated machine anew, once, if it hangs
 // before the guest's agent is up, and says so.
 func (m *monitor) watchBoot(ctx context.Context) (what string) {
+	s := m.record.Spec
 	vm, ok := m.vm.(vmm.Rebooter)
-	if !ok || m.record.Saved != nil || vmm.Accelerator(m.record.Spec.Accelerator) != vmm.TCG {
+	if !ok || m.record.Saved != nil || vmm.Accelerator(s.Accelerator) != vmm.TCG {
 		return ""
 	}
-	why := m.bootWatch.await(ctx, m.vm.PID(), m.record.Spec.BootTimeout)
+	enough := max(s.BootTimeout/2, busyTime) * time.Duration(s.VCPUs)
+	why := m.bootWatch.await(ctx, m.vm.PID(), enough)
 	if why == "" {
 		return ""
 	}
 	booted, stood, err := vm.Reboot(ctx)
 	switch {
+	case ctx.Err() != nil:
 	case err != nil:
 		m.log.Warn("begin a boot anew that hangs", "why", why, "error", err)
 	case !booted:
@@ -87,10 +92,12 @@ func (m *monitor) awaitGuest(ctx context.Context, t *trace) error {
 	watching, stop := context.WithCancel(ctx)
 	defer stop()
 	watched := make(chan string, 1)
-	go func() { watched <- m.watchBoot(watching) }()
+	m.background.Go(func() { watched <- m.watchBoot(watching) })
 	identity := m.identity()
-	err := m.gate.begin(ctx, gate.Begin{Identity: &identity, Network: m.networkOrder()}, m.vm)
+	if err := m.gate.begin(ctx, gate.Begin{Identity: &identity, Network: m.networkOrder()}, m.vm); err != nil {
+		return err // and a VMM that does not answer is not waited for
+	}
 	stop()
 	t.done("guest", <-watched)
-	return err
+	return nil
 }

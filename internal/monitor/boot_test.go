@@ -18,6 +18,7 @@ func TestBootWatch(t *testing.T) {
 	for name, c := range map[string]struct {
 		ran, waited time.Duration                // in each second of the watch
 		until       time.Duration                // then it stands still
+		held        bool                         // by a disk
 		want        string                       // "" if the watch ends with its context
 		at          time.Duration                // when it says so
 		err         func(look int) (failed bool) // of the measurement
@@ -25,6 +26,7 @@ func TestBootWatch(t *testing.T) {
 		"boots":                    {ran: time.Second, until: 2 * time.Second, want: "it does nothing", at: 20 * time.Second},
 		"waits for a processor":    {waited: time.Second, until: time.Hour},
 		"gets little of processor": {ran: 5 * time.Millisecond, waited: 990 * time.Millisecond, until: time.Hour},
+		"waits for a disk":         {held: true},
 		"never runs":               {want: "it does nothing", at: 15 * time.Second},
 		"stands still later":       {ran: time.Second, until: 12 * time.Second, want: "it does nothing", at: 30 * time.Second},
 		"runs and runs":            {ran: time.Second, until: time.Hour, want: "it runs and runs", at: 65 * time.Second},
@@ -42,10 +44,10 @@ func TestBootWatch(t *testing.T) {
 					}
 					seconds := min(time.Since(begun), c.until).Seconds()
 					return usage.Runnable{
-						Ran: time.Duration(seconds * float64(c.ran)), Waited: time.Duration(seconds * float64(c.waited)),
+						Ran: time.Duration(seconds * float64(c.ran)), Waited: time.Duration(seconds * float64(c.waited)), Held: c.held,
 					}, nil
 				}}
-				if got := watch.await(ctx, 1, limit); got != c.want {
+				if got := watch.await(ctx, 1, limit/2); got != c.want {
 					t.Errorf("got %q, want %q", got, c.want)
 				}
 				if at := time.Since(begun); c.want != "" && at != c.at {
@@ -78,7 +80,7 @@ func TestBootThatHangs(t *testing.T) {
 	}
 }
 
-// What goes on from where it was saved does not boot.
+// Only machines that are emulated are watched.
 func TestNoBootToWatch(t *testing.T) {
 	m := newTestMonitor(t, &fake.Driver{Silent: true}, func(r *store.Record) {
 		r.Spec.BootTimeout, r.Spec.Accelerator = 300*time.Millisecond, "kvm"

@@ -9,34 +9,40 @@ import (
 	"time"
 )
 
-// Runnable is what a process's threads wanted of the host's processors since
-// they were started.
+// Runnable is what a process's threads want of the host's processors.
 type Runnable struct {
-	Ran    time.Duration // on a processor
+	Ran    time.Duration // on a processor, since they were started
 	Waited time.Duration // for one
+	// Held is true if a thread waits for a disk, or was stopped.
+	Held bool
 }
 
-// RunnableOf measures the process pid; see schedstats in the kernel's
-// Documentation/scheduler/sched-stats.rst. Threads that have ended do not count.
+// RunnableOf measures the threads that the process pid has now; see proc(5), and
+// schedstats in the kernel's Documentation/scheduler/sched-stats.rst.
 func RunnableOf(pid int) (r Runnable, err error) {
-	files, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/task/*/schedstat")
-	if err == nil && len(files) == 0 {
+	threads, err := filepath.Glob("/proc/" + strconv.Itoa(pid) + "/task/*")
+	if err == nil && len(threads) == 0 {
 		err = os.ErrNotExist
 	}
 	if err != nil {
 		return r, fmt.Errorf("measure process %d: %w", pid, err)
 	}
-	for _, file := range files {
-		text, err := os.ReadFile(file)
+	for _, thread := range threads {
+		times, err := os.ReadFile(thread + "/schedstat")
 		if err != nil {
-			continue // the thread has ended
+			continue // it has ended
 		}
 		var ran, waited int64
-		if _, err := fmt.Sscan(strings.TrimSpace(string(text)), &ran, &waited); err != nil {
-			return Runnable{}, fmt.Errorf("measure process %d: %s: %w", pid, file, err)
+		if _, err := fmt.Sscan(string(times), &ran, &waited); err != nil {
+			return Runnable{}, fmt.Errorf("measure process %d: %s/schedstat: %w", pid, thread, err)
 		}
 		r.Ran += time.Duration(ran)
 		r.Waited += time.Duration(waited)
+		stat, _ := os.ReadFile(thread + "/stat")
+		// The state is behind the program's name, which may hold anything.
+		if _, rest, ok := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " "); ok {
+			r.Held = r.Held || strings.IndexByte("DTt", rest[0]) >= 0
+		}
 	}
 	return r, nil
 }

@@ -2,38 +2,46 @@ package qemu
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"strings"
 
 	"github.com/vmsan/vmsan/internal/vmm"
 )
 
-// Reboot implements vmm.Rebooter.
+// Reboot implements vmm.Rebooter. Meanwhile the machine stands still, so that
+// the agent cannot come up between the question and the reset.
 func (vm *virtualMachine) Reboot(ctx context.Context) (booted bool, stood string, err error) {
-	ctx, cancel := commandContext(ctx)
+	bounded, cancel := commandContext(ctx)
 	defer cancel()
-	if booted, err = vm.agentIsUp(ctx); booted || err != nil {
+	if err := vm.Pause(bounded); err != nil {
+		return false, "", err
+	}
+	defer func() { err = errors.Join(err, vm.Resume(bounded)) }()
+	if booted, err = vm.agentIsUp(bounded); booted || err != nil {
 		return booted, "", err
 	}
 	var registers string
-	if err := vm.monitor.run(ctx, "human-monitor-command", map[string]any{"command-line": "info registers"}, &registers); err != nil {
+	if err := vm.monitor.run(bounded, "human-monitor-command", map[string]any{"command-line": "info registers"}, &registers); err != nil {
 		return false, "", err
 	}
-	// The machine was started with -no-reboot, for what its guest asks for. It
-	// counts when a reset is asked for (system/runstate.c,
-	// qemu_system_reset_request).
-	for _, command := range []struct {
-		name      string
-		arguments any
-	}{
-		{"set-action", map[string]any{"reboot": "reset"}},
-		{"system_reset", nil},
-		{"set-action", map[string]any{"reboot": "shutdown"}},
-	} {
-		if err := vm.monitor.run(ctx, command.name, command.arguments, nil); err != nil {
-			return false, "", err
-		}
+	if ctx.Err() != nil {
+		return false, "", context.Cause(ctx)
 	}
-	return false, instructionPointer(registers), nil
+	return false, instructionPointer(registers), vm.reset(bounded)
+}
+
+// reset resets the machine, which was started with -no-reboot for what its
+// guest asks for. That counts when a reset is asked for (system/runstate.c,
+// qemu_system_reset_request).
+func (vm *virtualMachine) reset(ctx context.Context) error {
+	onReboot := func(action string) error {
+		return vm.monitor.run(ctx, "set-action", map[string]any{"reboot": action}, nil)
+	}
+	if err := onReboot("reset"); err != nil {
+		return err
+	}
+	return errors.Join(vm.monitor.run(ctx, "system_reset", nil, nil), onReboot("shutdown"))
 }
 
 // agentIsUp tells whether the guest has opened the control port.
@@ -50,7 +58,7 @@ func (vm *virtualMachine) agentIsUp(ctx context.Context) (bool, error) {
 			return d.Open, nil
 		}
 	}
-	return false, nil
+	return false, fmt.Errorf("QEMU query-chardev: there is no %s", controlID)
 }
 
 // instructionPointer has of a CPU's registers the line that says where it is,

@@ -100,12 +100,16 @@ func babble(port *os.File) {
 	}
 }
 
-// lie reads "reset NONCE" from the control port, among other lines.
+// lie reads "reset NONCE" from the control port, among other lines, of which
+// those with the time have to be answered first.
 func lie(ports []*os.File) {
 	lines := bufio.NewScanner(patient{ports[0]})
 	lines.Buffer(nil, 1<<20)
 	nonce := make([]byte, 32)
 	for lines.Scan() {
+		if verb, now, _ := strings.Cut(lines.Text(), " "); verb == "time" || verb == "advance" {
+			fmt.Fprintf(ports[0], "timed %s\n", now)
+		}
 		if digits, ok := strings.CutPrefix(lines.Text(), "reset "); ok {
 			fmt.Sscanf(digits, "%x", &nonce)
 			break
