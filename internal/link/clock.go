@@ -94,13 +94,14 @@ func (h *Host) advance() (last bool) {
 	return !h.clock.later
 }
 
-// awaitGuest tells the time until there is an answer.
-func (h *Host) awaitGuest(ctx context.Context) error {
+// awaitGuest tells the time until there is an answer, and returns how long that
+// took.
+func (h *Host) awaitGuest(ctx context.Context) (took time.Duration, err error) {
 	h.clock.mu.Lock()
 	defer h.clock.mu.Unlock()
 	for {
-		if _, err := h.tellTime(ctx, verbTime, bootWait); !errors.Is(err, errClock) {
-			return err
+		if took, err = h.tellTime(ctx, verbTime, bootWait); !errors.Is(err, errClock) {
+			return took, err
 		}
 	}
 }

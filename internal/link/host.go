@@ -80,15 +80,16 @@ func (h *Host) greet(ctx context.Context, data io.ReadWriter, identity *Identity
 // and tells it who it is. A guest that is too slow with its clock is told all
 // the same.
 func (h *Host) introduce(ctx context.Context, identity Identity) error {
+	took, err := h.awaitGuest(ctx)
+	if err == nil && took >= clockSlack {
+		err = h.setClock(ctx, verbAdvance)
+	}
+	if err != nil && !errors.Is(err, errClock) {
+		return err
+	}
 	digits, err := identity.encode(time.Now())
 	if err != nil {
 		return fmt.Errorf("tell guest who it is: %w", err)
-	}
-	if err := h.awaitGuest(ctx); err != nil {
-		return err
-	}
-	if err := h.setClock(ctx, verbAdvance); err != nil && !errors.Is(err, errClock) {
-		return err
 	}
 	if err := writeMessage(h.watch.control, verbIdentity, digits); err != nil {
 		return h.watch.reason(fmt.Errorf("tell guest who it is: %w", err))
