@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/store"
 )
 
 // TestKilledWhileSaving kills the command, the monitor or the VMM, or interrupts
@@ -208,7 +209,51 @@ func TestFullDisk(t *testing.T) {
 	if e := small.refused("create", "--name", "another"); e.Code != api.ErrDiskFull {
 		t.Errorf("another is refused with %+v", e)
 	}
+	small.standsStill("source", filepath.Join(dir, "filler"))
 }
+
+// standsStill has a sandbox write more than the host has room for, which it gets
+// when a file is removed. What was written is there.
+func (h *host) standsStill(name, filler string) {
+	h.t.Helper()
+	const write = `head -c 64M /dev/urandom >/run/data && cp /run/data /root/data && sync &&
+sysctl -q vm.drop_caches=3 && cmp /run/data /root/data && echo whole`
+	written := make(chan error, 1)
+	go func() {
+		out, err := h.vmsan("exec", "--no-stdin", name, "sh", "-c", write)
+		if err == nil && out != "whole\n" {
+			err = fmt.Errorf("it says %q", out)
+		}
+		written <- err
+	}()
+	for deadline := time.Now().Add(patience); h.inspect(name).Reason != store.StalledReason; time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			h.t.Fatal("nothing says that the sandbox stands still")
+		}
+	}
+	select {
+	case err := <-written:
+		h.t.Fatalf("it was written where there is no room: %v", err)
+	case <-time.After(2 * stallLook):
+	}
+	if err := os.Remove(filler); err != nil {
+		h.t.Fatal(err)
+	}
+	select {
+	case err := <-written:
+		if err != nil {
+			h.t.Error(err)
+		}
+	case <-time.After(patience):
+		h.t.Fatal("it does not go on when there is room")
+	}
+	if vm := h.inspect(name); vm.Status != api.StatusRunning || vm.Reason != "" {
+		h.t.Errorf("it is %s: %s", vm.Status, vm.Reason)
+	}
+}
+
+// stallLook is how often a monitor looks whether there is room again.
+const stallLook = time.Second
 
 // fill leaves so many bytes of a file system.
 func fill(t *testing.T, path string, left uint64) {

@@ -210,6 +210,7 @@ func (m *monitor) watchAll(ctx context.Context) string {
 func (m *monitor) watch(ctx, limits context.Context) string {
 	var pause pause
 	dead, again := m.gate.Done(), (<-chan time.Time)(nil)
+	stalls, stalled, look := m.stalls(), time.Time{}, (<-chan time.Time)(nil)
 	acting, acted := "", make(chan error, 1)
 	for {
 		reached := ""
@@ -222,6 +223,15 @@ func (m *monitor) watch(ctx, limits context.Context) string {
 		case <-again:
 			m.replaceGate()
 			dead = m.gate.Done()
+		case <-stalls:
+			if look == nil {
+				m.beginStall()
+			}
+			stalled, look = time.Now(), time.After(stallPause)
+		case <-look:
+			if look = nil; !m.endStall(stalled) {
+				look = time.After(stallPause)
+			}
 		case <-m.limit.over:
 			if span, passed := m.limit.passed(); passed {
 				reached = fmt.Sprintf("timeout: its limit of %s has passed", span)

@@ -213,6 +213,11 @@ func (l Layout) GuestSocket(id string) string {
 	return filepath.Join(l.SandboxRun(id), "guest.sock")
 }
 
+// Stalled is there while a machine stands still because the host has no room for
+// what its guest writes. It is beside the sockets, which are in memory: a
+// record could not be written.
+func (l Layout) Stalled(id string) string { return filepath.Join(l.SandboxRun(id), "stalled") }
+
 // JailRoot is the mount point of a VMM's root file system, empty on the
 // host's side: the mount exists in the VMM's mount namespace alone.
 func (l Layout) JailRoot(id string) string { return filepath.Join(l.SandboxRun(id), "root") }

@@ -36,6 +36,9 @@ type Record struct {
 	Status api.Status `json:"status"`
 	// Reason says in a few words how the sandbox came to its status.
 	Reason string `json:"reason,omitempty"`
+	// Stalled is not in the record, but beside it: the sandbox runs, but for what
+	// StalledReason says.
+	Stalled bool `json:"-"`
 
 	CreatedAt time.Time `json:"created_at"`
 	StartedAt time.Time `json:"started_at,omitzero"`
@@ -246,6 +249,10 @@ func (l Layout) Load(id string) (*Record, error) {
 	if err != nil {
 		return nil, api.Errorf(api.ErrVMRecord, "read record of %s: %w", id, err).WithVM(id).
 			WithHint("vmsan rm -f %s", id)
+	}
+	if r.Status == api.StatusRunning {
+		_, err := os.Lstat(l.Stalled(id))
+		r.Stalled = err == nil
 	}
 	return r, nil
 }

@@ -16,6 +16,9 @@ const emulationWarning = "software emulation isolates by QEMU's code alone, whic
 // unprivilegedWarning is said of a sandbox that was started without root.
 const unprivilegedWarning = "without root the VMM runs as this user, with its files and network in reach, behind the system call filter alone"
 
+// StalledReason is the reason of a sandbox that stands still for the host's sake.
+const StalledReason = "it stands still until the host's disk has room for what it writes"
+
 // Show turns a record into what the user sees.
 func (r *Record) Show() api.VM {
 	vm := api.VM{
@@ -30,6 +33,9 @@ func (r *Record) Show() api.VM {
 		TimeoutMs: r.Spec.Timeout.Milliseconds(), IdleTimeoutMs: r.Spec.IdleTimeout.Milliseconds(), OnTimeout: r.Spec.OnTimeout,
 		TimeoutAt: timeOrNil(r.TimeoutAt), TimeoutLeftMs: max(r.TimeoutLeft, 0).Milliseconds(),
 		Trace: r.Trace,
+	}
+	if r.Stalled {
+		vm.Reason = StalledReason
 	}
 	if r.Spec.Networked() {
 		p := ShowPolicy(r.Spec.Policy)

@@ -220,6 +220,13 @@ type Rebooter interface {
 	Reboot(ctx context.Context) (booted bool, stood string, err error)
 }
 
+// Stalling is a VM that pauses itself while the host has no room for what its
+// guest writes. Resume has it try again.
+type Stalling interface {
+	// Stalled gets word each time.
+	Stalled() <-chan struct{}
+}
+
 // Metered is a VM that counts what it does.
 type Metered interface {
 	// Metrics returns its counters, as JSON in the VMM's own form.

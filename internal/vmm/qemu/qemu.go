@@ -272,10 +272,11 @@ type virtualMachine struct {
 	done     chan struct{}
 
 	migration chan string // the states that a migration goes through
+	stalled   chan struct{}
 }
 
 func newMachine(log *os.File) (vm *virtualMachine, theirs ends, err error) {
-	vm = &virtualMachine{done: make(chan struct{}), migration: make(chan string, maxStates)}
+	vm = &virtualMachine{done: make(chan struct{}), migration: make(chan string, maxStates), stalled: make(chan struct{}, 1)}
 	if vm.output, err = vmm.NewOutput(log); err != nil {
 		return nil, ends{}, err
 	}
@@ -358,8 +359,27 @@ func (vm *virtualMachine) event(name string, data json.RawMessage) {
 		vm.shutdownEvent(data)
 	case "MIGRATION":
 		vm.migrationEvent(data)
+	case "BLOCK_IO_ERROR":
+		vm.blockErrorEvent(data)
 	}
 }
+
+// blockErrorEvent tells of a disk of which something could not be written, for
+// which QEMU stops the machine if the host has no room (its werror=enospc, the
+// default). Other errors are the guest's.
+func (vm *virtualMachine) blockErrorEvent(data json.RawMessage) {
+	var failed struct{ Action string }
+	if json.Unmarshal(data, &failed) != nil || failed.Action != "stop" {
+		return
+	}
+	select {
+	case vm.stalled <- struct{}{}:
+	default: // there is word already
+	}
+}
+
+// Stalled implements vmm.Stalling.
+func (vm *virtualMachine) Stalled() <-chan struct{} { return vm.stalled }
 
 func (vm *virtualMachine) shutdownEvent(data json.RawMessage) {
 	var shutdown struct{ Reason string }
