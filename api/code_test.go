@@ -112,9 +112,9 @@ func exitCodesPage() string {
 	var page strings.Builder
 	page.WriteString(`# Exit codes
 
-Written from the table in api/code.go by ` + "`go test ./api -update`" + `.
+Written from the table in api/code.go by ` + "`make docs`" + `.
 
-` + "`vmsan run`, `exec` and `attach`" + ` exit as the guest's command does:
+` + "`vmsan run`, `exec`, `connect` and `attach`" + ` exit as the guest's command does:
 
 | Exit code | Meaning |
 |---|---|
@@ -136,8 +136,8 @@ All other commands exit with 0, with 130 if they were interrupted, or with the k
 	}
 	page.WriteString(`
 With --json an error is the one document on stdout: ` + "`{\"error\": {\"code\", \"message\", \"hint\", \"flag\", \"vm\", \"console\", \"log\"}}`" + `, of which
-only the first two are always there. A command that was given several sandboxes prints ` + "`{\"results\": [{\"vm\", \"error\"}]}`" + `
-and exits as the first failure. Codes are stable:
+only the first two are always there. A command that was given several sandboxes prints ` + "`{\"results\": [{\"vm\", \"status\", \"trace\", \"error\"}]}`" + `,
+of which only the first is always there, and exits as the first failure. Codes are stable:
 
 | Code | Exit code | Meaning |
 |---|---|---|

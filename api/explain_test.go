@@ -42,7 +42,8 @@ func errorsPage() string {
 	page.WriteString(`# Errors
 
 Written from api/explain.go by ` + "`make docs`. `vmsan explain CODE`" + ` says the same. With --json an error carries its code;
-with --verbose it is printed, too.
+with --verbose it is printed, too. The exit codes here are those of most commands: ` + "`run`, `exec`, `connect` and `attach`" + ` exit with
+127 for ERR_EXEC_NOT_FOUND, 126 for ERR_EXEC_NOT_EXECUTABLE and 125 for all others.
 `)
 	for _, code := range slices.Sorted(maps.Keys(Codes)) {
 		e, _ := Explain(code)

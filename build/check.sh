@@ -28,6 +28,11 @@ done
 say race tests
 go test -race -timeout 10m ./...
 
+say changelog
+for change in changelog/unreleased/*.md; do
+	head -1 "$change" | grep -Eq '^(Enhancement|Bugfix): .' && [ -z "$(sed -n 2p "$change")" ] || { echo "$change has no title"; exit 1; }
+done
+
 say generated files
 if command -v protoc >/dev/null; then
 	go generate ./...

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -26,6 +27,9 @@ func TestWithoutRoot(t *testing.T) {
 	// Copies, not links: whose a file is is one for all its links.
 	sh(t, "cp -r --sparse=always "+from.Dir+" "+dir+"/state && mkdir "+dir+"/run && chown -R "+
 		"1612345678:1612345678 "+dir+"/state "+dir+"/run && cp "+binary(t)+" "+dir)
+
+	// Its sockets are in /tmp: all else has too long a path.
+	t.Cleanup(func() { sh(t, fmt.Sprintf("rm -rf /tmp/vmsan-*-%d", user)) })
 
 	run := func(args ...string) string {
 		t.Helper()
