@@ -67,8 +67,7 @@ func (h *Host) setClock(ctx context.Context, verb string) error {
 	return result
 }
 
-// advanceLater tells the time now and then until the guest answers quickly, or
-// not at all any more.
+// advanceLater tells the time now and then until the guest answers quickly.
 func (h *Host) advanceLater() {
 	for range clockLater {
 		select {

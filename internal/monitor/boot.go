@@ -71,7 +71,13 @@ func (m *monitor) watchBoot(ctx context.Context) (what string) {
 		return ""
 	}
 	enough := max(s.BootTimeout/2, busyTime) * time.Duration(s.VCPUs)
-	why := m.bootWatch.await(ctx, m.vm.PID(), enough)
+	watch := m.bootWatch
+	watch.measure = func(pid int) (usage.Runnable, error) {
+		r, err := m.bootWatch.measure(pid)
+		r.Held = r.Held || m.still.Load()
+		return r, err
+	}
+	why := watch.await(ctx, m.vm.PID(), enough)
 	if why == "" {
 		return ""
 	}

@@ -285,6 +285,9 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group, linked func
 	if err := m.power(ctx, spec); err != nil {
 		return startError(err)
 	}
+	if vm, ok := m.vm.(vmm.Stalling); ok {
+		m.background.Go(func() { m.watchStalls(vm) })
+	}
 	m.undo.Add(func() error {
 		ctx, cancel := context.WithTimeout(context.Background(), quitTime)
 		defer cancel()

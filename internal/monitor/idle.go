@@ -71,7 +71,7 @@ func (w work) exceeds(before work) bool {
 func (m *monitor) busyness() func(context.Context) bool {
 	var before work
 	return func(ctx context.Context) bool {
-		if m.status() != api.StatusRunning {
+		if m.status() != api.StatusRunning || m.still.Load() {
 			return true
 		}
 		now, err := m.work()

@@ -75,6 +75,7 @@ type monitor struct {
 	idle            chan struct{} // gets word when the sandbox was idle for its limit
 	helpers         Helpers
 	bootWatch       bootWatch
+	still           atomic.Bool // the machine stands still for want of the host's disk
 
 	standing sync.Mutex   // held while the machine is paused, resumed or saved; guards the next two
 	frozen   bool         // the guest was asked to hold still, and not yet to go on
@@ -210,7 +211,6 @@ func (m *monitor) watchAll(ctx context.Context) string {
 func (m *monitor) watch(ctx, limits context.Context) string {
 	var pause pause
 	dead, again := m.gate.Done(), (<-chan time.Time)(nil)
-	stalls, stalled, look := m.stalls(), time.Time{}, (<-chan time.Time)(nil)
 	acting, acted := "", make(chan error, 1)
 	for {
 		reached := ""
@@ -223,15 +223,6 @@ func (m *monitor) watch(ctx, limits context.Context) string {
 		case <-again:
 			m.replaceGate()
 			dead = m.gate.Done()
-		case <-stalls:
-			if look == nil {
-				m.beginStall()
-			}
-			stalled, look = time.Now(), time.After(stallPause)
-		case <-look:
-			if look = nil; !m.endStall(stalled) {
-				look = time.After(stallPause)
-			}
 		case <-m.limit.over:
 			if span, passed := m.limit.passed(); passed {
 				reached = fmt.Sprintf("timeout: its limit of %s has passed", span)

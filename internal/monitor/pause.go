@@ -26,8 +26,17 @@ func (m *monitor) status() api.Status {
 	return m.record.Status
 }
 
+// setStatus leaves the status as it was if it cannot be written.
 func (m *monitor) setStatus(s api.Status, reason string) error {
-	return m.save(func(r *store.Record) { r.Status, r.Reason = s, reason })
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	status, before := m.record.Status, m.record.Reason
+	m.record.Status, m.record.Reason = s, reason
+	err := m.layout.Save(m.record)
+	if err != nil {
+		m.record.Status, m.record.Reason = status, before
+	}
+	return err
 }
 
 // Pause implements control.Monitor.

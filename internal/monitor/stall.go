@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/gate"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/vmm"
 )
@@ -17,23 +18,66 @@ import (
 // A machine stands still while the host has no room for what its guest writes.
 // It goes on, and what it was about to write is written, when there is room
 // again; that is looked for each stallPause. Where only the file system knows,
-// as with quotas, it is tried each stallTry.
+// trying shows it, each stallTry.
 const (
 	stallPause = time.Second
 	stallRoom  = 16 << 20 // bytes
 	stallTry   = 30 * time.Second
 )
 
-// stalls is word of a machine that stands still; nil if it never does.
-func (m *monitor) stalls() <-chan struct{} {
-	if vm, ok := m.vm.(vmm.Stalling); ok {
-		return vm.Stalled()
+// watchStalls has the machine go on each time that it stands still, until it has
+// ended. It is a goroutine of its own: others may be waiting for the guest just
+// then.
+func (m *monitor) watchStalls(vm vmm.Stalling) {
+	for {
+		select {
+		case <-vm.Stalled():
+		case <-m.vm.Done():
+			return
+		}
+		since := time.Now()
+		m.beginStall()
+		went := m.goOn(vm)
+		m.endStall(went, time.Since(since))
+		if !went {
+			return
+		}
 	}
-	return nil
+}
+
+// goOn returns when the machine has gone on for a while, or was paused, or
+// false when it has ended.
+func (m *monitor) goOn(vm vmm.Stalling) bool {
+	stalled, tried := true, time.Now()
+	for pause := stallPause; ; {
+		select {
+		case <-time.After(pause):
+		case <-vm.Stalled():
+			// There is less room than it seemed.
+			stalled, pause = true, min(2*pause, stallTry)
+			continue
+		case <-m.vm.Done():
+			return false
+		}
+		if !stalled {
+			return true
+		}
+		if !hasRoom(m.layout.Sandbox(m.id)) && time.Since(tried) < stallTry {
+			continue
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), guestTime)
+		err := vm.GoOn(ctx)
+		cancel()
+		if err != nil {
+			m.log.Warn("let the machine go on", "error", err)
+		}
+		stalled, tried = err != nil, time.Now()
+	}
 }
 
 // beginStall says that the machine stands still.
 func (m *monitor) beginStall() {
+	m.still.Store(true)
 	m.log.Warn("the machine stands still: " + store.StalledReason)
 	if err := os.WriteFile(m.layout.Stalled(m.id), nil, 0o600); err != nil {
 		m.log.Warn("say so", "error", err)
@@ -41,30 +85,21 @@ func (m *monitor) beginStall() {
 	m.emit(api.EventVMPause, because(store.StalledReason))
 }
 
-// endStall lets the machine go on if that makes sense, and tells whether it
-// does. One that is paused goes on when it is resumed.
-func (m *monitor) endStall(since time.Time) bool {
-	if !hasRoom(m.layout.Sandbox(m.id)) && time.Since(since) < stallTry {
-		return false
-	}
-	m.standing.Lock()
-	defer m.standing.Unlock()
-	running := m.status() == api.StatusRunning
-	if running {
-		ctx, cancel := context.WithTimeout(context.Background(), guestTime)
-		defer cancel()
-		if err := m.vm.Resume(ctx); err != nil {
-			m.log.Warn("let the machine go on", "error", err)
-			return false
-		}
-	}
+// endStall says that it does not any more. The guest's clock stood, too.
+func (m *monitor) endStall(went bool, took time.Duration) {
+	m.still.Store(false)
 	if err := os.Remove(m.layout.Stalled(m.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		m.log.Warn("say that the machine goes on", "error", err)
 	}
-	if running {
-		m.emit(api.EventVMResume, nil)
+	// One that is still to come up is told the time then, and one that is
+	// paused when it is resumed.
+	if !went || m.status() != api.StatusRunning {
+		return
 	}
-	return true
+	m.emit(api.EventVMResume, nil)
+	if err := m.tellGuest(context.Background(), gate.Order{SetTime: true}); err != nil {
+		m.log.Warn("set the guest's clock", "stood", took, "error", err)
+	}
 }
 
 func hasRoom(dir string) bool {

@@ -34,7 +34,7 @@ func (r *Record) Show() api.VM {
 		TimeoutAt: timeOrNil(r.TimeoutAt), TimeoutLeftMs: max(r.TimeoutLeft, 0).Milliseconds(),
 		Trace: r.Trace,
 	}
-	if r.Stalled {
+	if r.Stalled && r.Status == api.StatusRunning {
 		vm.Reason = StalledReason
 	}
 	if r.Spec.Networked() {

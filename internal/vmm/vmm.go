@@ -220,11 +220,13 @@ type Rebooter interface {
 	Reboot(ctx context.Context) (booted bool, stood string, err error)
 }
 
-// Stalling is a VM that pauses itself while the host has no room for what its
-// guest writes. Resume has it try again.
+// Stalling is a VM that stops itself while the host has no room for what its
+// guest writes.
 type Stalling interface {
 	// Stalled gets word each time.
 	Stalled() <-chan struct{}
+	// GoOn has it try again, unless it was paused. Resume does so as well.
+	GoOn(ctx context.Context) error
 }
 
 // Metered is a VM that counts what it does.

@@ -14,6 +14,7 @@ import (
 	"regexp"
 	"runtime"
 	"slices"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -273,6 +274,9 @@ type virtualMachine struct {
 
 	migration chan string // the states that a migration goes through
 	stalled   chan struct{}
+
+	pausing sync.Mutex // held while the machine is paused or resumed; guards the next
+	paused  bool
 }
 
 func newMachine(log *os.File) (vm *virtualMachine, theirs ends, err error) {
@@ -440,10 +444,28 @@ func (vm *virtualMachine) exit() string {
 }
 
 func (vm *virtualMachine) Pause(ctx context.Context) error {
-	return vm.monitor.run(ctx, "stop", nil, nil)
+	vm.pausing.Lock()
+	defer vm.pausing.Unlock()
+	err := vm.monitor.run(ctx, "stop", nil, nil)
+	vm.paused = vm.paused || err == nil
+	return err
 }
 
 func (vm *virtualMachine) Resume(ctx context.Context) error {
+	vm.pausing.Lock()
+	defer vm.pausing.Unlock()
+	err := vm.monitor.run(ctx, "cont", nil, nil)
+	vm.paused = vm.paused && err != nil
+	return err
+}
+
+// GoOn implements vmm.Stalling.
+func (vm *virtualMachine) GoOn(ctx context.Context) error {
+	vm.pausing.Lock()
+	defer vm.pausing.Unlock()
+	if vm.paused {
+		return nil
+	}
 	return vm.monitor.run(ctx, "cont", nil, nil)
 }
 
