@@ -81,10 +81,16 @@ func (p *Process) readPrivate(dir string) error {
 // ours.
 const ticks = 100
 
+// statFields are those of a stat from the third on, which is the state. The
+// second is the program's name, which may hold anything.
+func statFields(text string) []string {
+	return strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
+}
+
 // parseStat reads utime and stime, which are fields 14 and 15, and rss in pages,
-// which is 24. The second is the program's name, which may hold anything.
+// which is 24.
 func (p *Process) parseStat(text string) error {
-	fields := strings.Fields(text[strings.LastIndexByte(text, ')')+1:])
+	fields := statFields(text)
 	const first = 3
 	if len(fields) <= 24-first {
 		return fmt.Errorf("its stat has %d fields", len(fields)+first-1)

@@ -29,7 +29,8 @@ func RunnableOf(pid int) (r Runnable, err error) {
 	}
 	for _, thread := range threads {
 		times, err := os.ReadFile(thread + "/schedstat")
-		if err != nil {
+		stat, statErr := os.ReadFile(thread + "/stat")
+		if err != nil || statErr != nil {
 			continue // it has ended
 		}
 		var ran, waited int64
@@ -38,10 +39,8 @@ func RunnableOf(pid int) (r Runnable, err error) {
 		}
 		r.Ran += time.Duration(ran)
 		r.Waited += time.Duration(waited)
-		stat, _ := os.ReadFile(thread + "/stat")
-		// The state is behind the program's name, which may hold anything.
-		if _, rest, ok := strings.Cut(string(stat[strings.LastIndexByte(string(stat), ')')+1:]), " "); ok {
-			r.Held = r.Held || strings.IndexByte("DTt", rest[0]) >= 0
+		if fields := statFields(string(stat)); len(fields) > 0 {
+			r.Held = r.Held || strings.Contains("DTt", fields[0])
 		}
 	}
 	return r, nil

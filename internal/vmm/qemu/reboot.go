@@ -32,8 +32,8 @@ func (vm *virtualMachine) Reboot(ctx context.Context) (booted bool, stood string
 }
 
 // reset resets the machine, which was started with -no-reboot for what its
-// guest asks for. That counts when a reset is asked for (system/runstate.c,
-// qemu_system_reset_request).
+// guest asks for. That counts when a reset is asked for
+// (qemu_system_reset_request in QEMU's softmmu/runstate.c, later system/).
 func (vm *virtualMachine) reset(ctx context.Context) error {
 	onReboot := func(action string) error {
 		return vm.monitor.run(ctx, "set-action", map[string]any{"reboot": action}, nil)
