@@ -444,6 +444,34 @@ func TestPause(t *testing.T) {
 	}
 }
 
+// A pause that cannot be written, as on a full disk, is none: the machine runs,
+// and can be paused later.
+func TestPauseThatIsNotWritten(t *testing.T) {
+	r := run(t, nil)
+	from, away := r.layout.Sandbox(testID), r.layout.Sandbox(testID)+".away"
+	if err := os.Rename(from, away); err != nil {
+		t.Fatal(err)
+	}
+	err := r.Pause(t.Context())
+	if err := os.Rename(away, from); err != nil {
+		t.Fatal(err)
+	}
+	if err == nil || r.status() != api.StatusRunning {
+		t.Errorf("paused with error %v; the sandbox is %s", err, r.status())
+	}
+	if err := r.health(); err != nil {
+		t.Error(err)
+	}
+	for _, step := range []struct {
+		do   func(context.Context) error
+		want api.Status
+	}{{r.Pause, api.StatusPaused}, {r.Resume, api.StatusRunning}} {
+		if err := step.do(t.Context()); err != nil || r.status() != step.want {
+			t.Errorf("it is %s, not %s: %v", r.status(), step.want, err)
+		}
+	}
+}
+
 func TestBoundedWriter(t *testing.T) {
 	var out bytes.Buffer
 	w := &boundedWriter{w: &out, left: 5}
