@@ -29,16 +29,18 @@ const (
 // ended. It is a goroutine of its own: others may be waiting for the guest just
 // then.
 func (m *monitor) watchStalls(vm vmm.Stalling) {
-	for {
+	for ended := (time.Time{}); ; ended = time.Now() {
 		select {
 		case <-vm.Stalled():
 		case <-m.vm.Done():
 			return
 		}
+		// Else a VMM that stalls all the time would fill the journal.
+		first := time.Since(ended) > stallTry
 		since := time.Now()
-		m.beginStall()
+		m.beginStall(first)
 		went := m.goOn(vm)
-		m.endStall(went, time.Since(since))
+		m.endStall(first, went, time.Since(since))
 		if !went {
 			return
 		}
@@ -75,18 +77,21 @@ func (m *monitor) goOn(vm vmm.Stalling) bool {
 	}
 }
 
-// beginStall says that the machine stands still.
-func (m *monitor) beginStall() {
+// beginStall says that the machine stands still, and for the first time in a
+// while in the journal, too.
+func (m *monitor) beginStall(first bool) {
 	m.still.Store(true)
 	m.log.Warn("the machine stands still: " + store.StalledReason)
 	if err := os.WriteFile(m.layout.Stalled(m.id), nil, 0o600); err != nil {
 		m.log.Warn("say so", "error", err)
 	}
-	m.emit(api.EventVMPause, because(store.StalledReason))
+	if first {
+		m.emit(api.EventVMPause, because(store.StalledReason))
+	}
 }
 
 // endStall says that it does not any more. The guest's clock stood, too.
-func (m *monitor) endStall(went bool, took time.Duration) {
+func (m *monitor) endStall(first, went bool, took time.Duration) {
 	m.still.Store(false)
 	if err := os.Remove(m.layout.Stalled(m.id)); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		m.log.Warn("say that the machine goes on", "error", err)
@@ -96,7 +101,9 @@ func (m *monitor) endStall(went bool, took time.Duration) {
 	if !went || m.status() != api.StatusRunning {
 		return
 	}
-	m.emit(api.EventVMResume, nil)
+	if first {
+		m.emit(api.EventVMResume, nil)
+	}
 	if err := m.tellGuest(context.Background(), gate.Order{SetTime: true}); err != nil {
 		m.log.Warn("set the guest's clock", "stood", took, "error", err)
 	}
