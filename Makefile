@@ -33,7 +33,7 @@ help:
 	@echo 'make bench   speed and size, each beside its floor (root)'
 	@echo 'make load    twenty and two hundred sandboxes at once, and many saves (root)'
 	@echo 'make soak    a hundred cold boots on a busy host, and half an hour of sandboxes (root)'
-	@echo 'make faults  death and errors at every step, 500 random kills, hostile guests (root)'
+	@echo 'make faults  death, errors and hangs at every step, 500 random kills, hostile guests (root)'
 	@echo 'make race    the tests with the race detector in them and in vmsan (root)'
 	@echo 'make fuzz    every decoder of foreign bytes, a minute each'
 
@@ -60,9 +60,18 @@ setup: build
 demo: runtime-deps setup
 	bin/vmsan --dir $(STATE) run --network none -- /bin/sh -c 'echo "Hello from a microVM with its own kernel:"; uname -a'
 
+# What most tests' sandboxes start from, instead of booting.
+.PHONY: templates
+templates: setup
+	bin/vmsan --dir $(STATE) template prune
+	bin/vmsan --dir $(STATE) template create --network none
+	bin/vmsan --dir $(STATE) template create --memory 128
+	bin/vmsan --dir $(STATE) template create --memory 128 --network none
+
+# Of the tests that run at once in a package, one mostly waits.
 .PHONY: test
-test: deps setup
-	$(TESTENV) $(GO) test -timeout 60m -count 1 -p 2 ./...
+test: deps templates
+	$(TESTENV) $(GO) test -timeout 60m -count 1 -p 2 -parallel $$(($$(nproc) + 1)) ./...
 
 .PHONY: load
 load: setup
@@ -115,10 +124,10 @@ faults: setup
 # after who started them.
 RACELOG := $(CURDIR)/.state/races
 .PHONY: race
-race: deps setup
+race: deps templates
 	CGO_ENABLED=1 $(GO) build -race -tags netgo,osusergo -ldflags '-linkmode external -extldflags -static' -o bin/race/vmsan ./cmd/vmsan
 	rm -rf $(RACELOG) && mkdir -p $(RACELOG)
-	$(TESTENV) VMSAN_TEST_BINARY=$(CURDIR)/bin/race/vmsan GORACE='halt_on_error=1 log_path=$(RACELOG)/race' \
+	$(TESTENV) VMSAN_TEST_BINARY=$(CURDIR)/bin/race/vmsan GORACE='log_path=$(RACELOG)/race' \
 		$(GO) test -race -timeout 90m -count 1 -p 2 ./...; result=$$?; ! cat $(RACELOG)/* 2>/dev/null && exit $$result
 
 .PHONY: fuzz

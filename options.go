@@ -19,6 +19,8 @@ type CreateOptions struct {
 	VCPUs     int   // default 1
 	MemoryMiB int   // default 256
 	DiskBytes int64 // default 10 GiB, which it takes as it fills
+	DiskRate  int64 // bytes a second that each disk may read and write; 0: no limit
+	DiskIOPS  int64 // reads and writes a second of each disk; 0: no limit
 
 	Volumes []string // "NAME:/PATH" or "NAME:/PATH:ro"; made if they are not there
 
@@ -63,6 +65,7 @@ func (o CreateOptions) parse() (parsed sandbox.CreateOptions, err error) {
 	parsed = sandbox.CreateOptions{
 		Image: o.Image, Name: o.Name, Project: o.Project, Labels: o.Labels,
 		VCPUs: o.VCPUs, MemoryMiB: o.MemoryMiB, DiskBytes: o.DiskBytes,
+		DiskRate: o.DiskRate, DiskIOPS: o.DiskIOPS,
 		Env: o.Env, Workdir: o.Workdir, User: o.User, Entrypoint: o.Entrypoint, Restart: o.Restart,
 		Init: o.Init, Driver: o.Driver, Accelerator: o.Accelerator, RequireKVM: o.RequireKVM, Overcommit: o.Overcommit,
 		Timeout: o.Timeout, IdleTimeout: o.IdleTimeout, OnTimeout: o.OnTimeout,

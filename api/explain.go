@@ -31,7 +31,7 @@ var explanations = map[Code]struct{ causes, remedies list }{
 		list{"a number has letters in it, or a decimal point", "--vcpus is not between 1 and 32"},
 		list{"vmsan create --vcpus 2"}},
 	ErrValidationDiskSize: {
-		list{"a size has a unit that vmsan does not know", "a disk is below 16 MiB or above 16 TiB", "resize was to make a disk smaller, which a mounted file system cannot become"},
+		list{"a size has a unit that vmsan does not know", "a disk is below 16 MiB or above 16 TiB", "--disk-rate is below 1 MiB or above 1 TiB a second", "resize was to make a disk smaller, which a mounted file system cannot become"},
 		list{"vmsan create --disk 20g", "vmsan resize VM --disk 40g"}},
 	ErrValidationMemory: {
 		list{"a size has a unit that vmsan does not know", "a sandbox was to have less than 64 MiB", "resize was to give more memory than the sandbox was made with"},
@@ -204,8 +204,8 @@ var explanations = map[Code]struct{ causes, remedies list }{
 		list{"the host is slow or busy, and KVM does not work on it", "the guest hangs while it boots"},
 		list{"vmsan create --boot-timeout 5m", "vmsan doctor"}},
 	ErrTimeoutLock: {
-		list{"another vmsan works on the same thing, or was stopped while it did"},
-		list{"try again", "ps -C vmsan"}},
+		list{"another vmsan works on the same thing, or was stopped while it did; the message names its process, if it can be seen"},
+		list{"try again", "kill -9 PID, if it hangs"}},
 	ErrTimeout: {
 		list{"the guest is busy, paused inside, or does not answer", "the host is overloaded"},
 		list{"try again", "vmsan logs VM"}},

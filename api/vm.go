@@ -46,16 +46,20 @@ type VM struct {
 	VCPUs       int    `json:"vcpus"`
 	MemoryMiB   int    `json:"memoryMiB"`
 	// MemoryLeftMiB is how much of it resize has left. Absent: all.
-	MemoryLeftMiB int               `json:"memoryLeftMiB,omitempty"`
-	DiskBytes     int64             `json:"diskBytes"`
-	Network       string            `json:"network"`
-	Init          string            `json:"init,omitempty"`
-	User          string            `json:"user,omitempty"`
-	Workdir       string            `json:"workdir,omitempty"`
-	Main          []string          `json:"main,omitempty"`    // the main process
-	Restart       string            `json:"restart,omitempty"` // when it is started again
-	Env           map[string]string `json:"env,omitempty"`
-	Volumes       []string          `json:"volumes,omitempty"` // like "data:/srv/data:ro"
+	MemoryLeftMiB int   `json:"memoryLeftMiB,omitempty"`
+	DiskBytes     int64 `json:"diskBytes"`
+	// DiskBytesPerSecond and DiskIOPS are what it may read and write of each of
+	// its disks; absent without a limit.
+	DiskBytesPerSecond int64             `json:"diskBytesPerSecond,omitempty"`
+	DiskIOPS           int64             `json:"diskIOPS,omitempty"`
+	Network            string            `json:"network"`
+	Init               string            `json:"init,omitempty"`
+	User               string            `json:"user,omitempty"`
+	Workdir            string            `json:"workdir,omitempty"`
+	Main               []string          `json:"main,omitempty"`    // the main process
+	Restart            string            `json:"restart,omitempty"` // when it is started again
+	Env                map[string]string `json:"env,omitempty"`
+	Volumes            []string          `json:"volumes,omitempty"` // like "data:/srv/data:ro"
 
 	// TimeoutMs and IdleTimeoutMs are how long it may run from each start, and be
 	// idle; absent without a limit. OnTimeout is what is done then, and TimeoutAt

@@ -64,7 +64,7 @@ func newFloor(state string) (*floor, error) {
 	if err != nil {
 		return nil, err
 	}
-	if _, err := disk.Clone(f.overlay, blank); err != nil {
+	if _, err := disk.Clone(context.Background(), f.overlay, blank); err != nil {
 		return nil, err
 	}
 	return f, f.makeInitramfs(kernel.InitramfsPath(layout, record.Kernel))

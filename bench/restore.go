@@ -76,7 +76,7 @@ func (r *rested) overlayPath(name string) string { return filepath.Join(r.dir, n
 
 // cloneFor makes the disk of the machine name.
 func (r *rested) cloneFor(name string) error {
-	_, err := disk.Clone(r.overlayPath(name), r.overlayPath("saved"))
+	_, err := disk.Clone(context.Background(), r.overlayPath(name), r.overlayPath("saved"))
 	return err
 }
 
@@ -122,7 +122,7 @@ func (r *rested) save(ctx context.Context, vm vmm.VM, stream *os.File) error {
 	var work errgroup.Group
 	work.Go(func() error { return vm.Save(ctx, vmm.Saved{State: stream}) })
 	work.Go(func() error {
-		_, err := disk.Clone(r.overlayPath("saved"), r.overlay)
+		_, err := disk.Clone(context.Background(), r.overlayPath("saved"), r.overlay)
 		return err
 	})
 	return errors.Join(work.Wait(), vm.Resume(ctx))

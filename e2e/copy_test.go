@@ -3,6 +3,7 @@ package e2e
 import (
 	"archive/tar"
 	"bytes"
+	"context"
 	"crypto/rand"
 	"fmt"
 	"os"
@@ -119,8 +120,7 @@ func TestCopy(t *testing.T) {
 	if err != nil || header.Name != "tree/" {
 		t.Errorf("the stream begins with %+v, %v", header, err)
 	}
-	copied := exec.Command(h.binary, "cp", "-", "box:/tmp")
-	copied.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
+	copied := h.command(context.Background(), "cp", "-", "box:/tmp")
 	// GNU tar fills its streams up.
 	copied.Stdin = strings.NewReader(stream + strings.Repeat("\x00", 10<<10))
 	if out, err := copied.CombinedOutput(); err != nil {
@@ -221,8 +221,7 @@ func TestCopyLarge(t *testing.T) {
 		t.Fatal(err)
 	}
 	for _, args := range [][]string{{"cp", large, "box:/root/large"}, {"cp", "box:/root/large", large + "-back"}} {
-		cmd := exec.Command(h.binary, args...)
-		cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
+		cmd := h.command(context.Background(), args...)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}

@@ -2,12 +2,12 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"errors"
 	"fmt"
 	"io"
 	"math/rand/v2"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"syscall"
@@ -54,8 +54,7 @@ func (h *host) killDuring(victim string, args []string) {
 	pids := h.inspect("source").PIDs
 	// Those that end by themselves meanwhile are not taken for others.
 	victims := map[string]*os.Process{"monitor": h.process(pids.Monitor), "vmm": h.process(pids.VMM)}
-	cmd := exec.Command(h.binary, args...)
-	cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
+	cmd := h.command(context.Background(), args...)
 	var said bytes.Buffer
 	cmd.Stderr = &said
 	if err := cmd.Start(); err != nil {
@@ -110,7 +109,8 @@ func (h *host) checkUsable(what, name string) {
 		vm, err = h.use(what, name)
 	}
 	if err != nil {
-		h.t.Errorf("%s: the source was %s (%s): %v", what, vm.Status, vm.Reason, err)
+		log, _ := os.ReadFile(h.layout.MonitorLog(vm.ID))
+		h.t.Errorf("%s: the source %s was %s (%s): %v\nits monitor says:\n%s", what, vm.Name, vm.Status, vm.Reason, err, log[max(0, len(log)-4<<10):])
 	}
 }
 
@@ -373,8 +373,7 @@ func (h *host) killMaker() {
 // both is must with stderr.
 func (h *host) both(args ...string) (stdout, stderr string) {
 	h.t.Helper()
-	cmd := exec.CommandContext(h.t.Context(), h.binary, args...)
-	cmd.Env = append(append(os.Environ(), "VMSAN_DIR="+h.layout.Dir), h.env...)
+	cmd := h.command(h.t.Context(), args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
@@ -405,14 +404,40 @@ func holds(t *testing.T, path, text string) bool {
 	}
 }
 
-// TestHungMonitor: a sandbox whose monitor does not answer can be removed all
-// the same.
-func TestHungMonitor(t *testing.T) {
+// TestHungProcess: whichever of a sandbox's processes does not answer any more,
+// others are told of the sandbox. Without its VMM or gate it can be stopped and
+// started again; without its monitor it can be removed.
+func TestHungProcess(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
-	h.must("create", "--name", "box", "--network", "none")
-	if err := h.process(h.inspect("box").PIDs.Monitor).Signal(syscall.SIGSTOP); err != nil {
-		t.Fatal(err)
+	h.must("create", "--name", "box", "--network-policy", "allow-all")
+	h.must("exec", "--no-stdin", "box", "sh", "-c", "echo acknowledged >/root/file; sync")
+	for _, kind := range []string{"VMM", "paused VMM", "gate", "monitor"} {
+		if kind == "paused VMM" {
+			h.must("pause", "box")
+		}
+		pids := h.inspect("box").PIDs
+		pid := map[string]int{"VMM": pids.VMM, "paused VMM": pids.VMM, "gate": pids.Gate, "monitor": pids.Monitor}[kind]
+		if pid == 0 {
+			t.Fatalf("there is no %s", kind)
+		}
+		if err := h.process(pid).Signal(syscall.SIGSTOP); err != nil {
+			t.Fatal(err)
+		}
+		began := time.Now()
+		h.must("list")
+		h.inspect("box")
+		looked := time.Since(began)
+		if kind == "monitor" {
+			break
+		}
+		h.must("stop", "--timeout", "1s", "box")
+		t.Logf("%s hangs: looked at in %s, stopped %s after", kind, looked.Round(time.Millisecond), (time.Since(began) - looked).Round(time.Millisecond))
+		if reason := h.inspect("box").Reason; strings.Contains(reason, "monitor") {
+			t.Errorf("%s hangs: the monitor was killed: %s", kind, reason)
+		}
+		h.must("start", "box")
+		h.checkBox("after its " + kind + " hung")
 	}
 	h.must("rm", "-f", "box")
 }

@@ -1,8 +1,7 @@
 package e2e
 
 import (
-	"os"
-	"os/exec"
+	"context"
 	"strings"
 	"testing"
 
@@ -15,8 +14,7 @@ func TestFirewallInTheWay(t *testing.T) {
 	h := newHost(t)
 	create := func(flags ...string) string {
 		t.Helper()
-		cmd := exec.Command(h.binary, append([]string{"create"}, flags...)...)
-		cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
+		cmd := h.command(context.Background(), append([]string{"create"}, flags...)...)
 		var said strings.Builder
 		cmd.Stderr = &said
 		if err := cmd.Run(); err != nil {

@@ -3,10 +3,10 @@ package e2e
 import (
 	"bufio"
 	"bytes"
+	"context"
 	"encoding/json"
 	"io"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"sync"
@@ -56,8 +56,7 @@ func briefly(events []api.Event) (list []string) {
 // follow starts events -f. end interrupts it, and returns what it printed.
 func (h *host) follow(t *testing.T) (end func() []api.Event) {
 	t.Helper()
-	cmd := exec.Command(h.binary, "events", "-f", "--json")
-	cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
+	cmd := h.command(context.Background(), "events", "-f", "--json")
 	var out syncBuffer
 	cmd.Stdout, cmd.Stderr = &out, os.Stderr
 	if err := cmd.Start(); err != nil {

@@ -1,6 +1,8 @@
 package e2e
 
 import (
+	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -14,6 +16,7 @@ import (
 	"sync"
 	"sync/atomic"
 	"testing"
+	"time"
 
 	hubs "github.com/google/go-containerregistry/pkg/registry"
 	v1 "github.com/google/go-containerregistry/pkg/v1"
@@ -30,6 +33,9 @@ import (
 // faultsVar asks for a fault at every point, 500 random kills and all that
 // hostile guests do; else there are a few of each.
 const faultsVar = "VMSAN_TEST_FAULTS"
+
+// shortStep is how many deeds there are for each that is broken off in any case.
+const shortStep = 3
 
 // deed is something done to a host that faults may break off.
 type deed struct {
@@ -137,9 +143,9 @@ func (h *host) checkBox(what string) {
 }
 
 // TestFaults breaks off everything that changes what is on the host, after each
-// of its steps, by the death of the process and by an error. Whatever was under
-// way, vmsan gc leaves nothing that is nobody's, and what is left can be used and
-// removed.
+// of its steps, by the death of the process, by an error, and by an end to its
+// work: the process hangs. Whatever was under way, vmsan gc leaves nothing that
+// is nobody's, and what is left can be used and removed.
 func TestFaults(t *testing.T) {
 	t.Parallel()
 	testenv.RequireRoot(t)
@@ -152,8 +158,8 @@ func TestFaults(t *testing.T) {
 	images.Push(t, ref, images.Image(t, runtime.GOARCH, v1.Config{}, []images.File{{Path: "etc/file", Content: "pulled"}}))
 	seen := seen{points: map[string]bool{}}
 	for i, d := range deeds(archive, ref) {
-		if os.Getenv(faultsVar) == "" && i%3 != 0 {
-			continue // all of them take half an hour
+		if os.Getenv(faultsVar) == "" && i%shortStep != 0 {
+			continue // all of them take an hour
 		}
 		t.Run(strings.Join(d.args[:min(len(d.args), 2)], " "), func(t *testing.T) {
 			t.Parallel()
@@ -164,6 +170,22 @@ func TestFaults(t *testing.T) {
 			f.tryAll(d, i, &seen)
 		})
 	}
+	t.Run("monitor that does not report", func(t *testing.T) {
+		t.Parallel()
+		h := newHost(t)
+		h.binary = binary
+		order := filepath.Join(t.TempDir(), "order")
+		h.env = []string{"VMSAN_FAULT_ORDER=" + order}
+		if err := os.WriteFile(order, []byte("monitor: recorded=hang"), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if out, err := h.vmsan("create", "--cold", "--boot-timeout", "1s", "--json"); err == nil || !strings.Contains(out, string(api.ErrVMBoot)) {
+			t.Errorf("create: %s, %v", out, err)
+		}
+		if ids, err := h.layout.IDs(); err != nil || len(ids) > 0 {
+			t.Errorf("%v are left, %v", ids, err)
+		}
+	})
 	t.Cleanup(func() { t.Logf("%d faults at %d points", seen.faults.Load(), len(seen.points)) })
 }
 
@@ -226,16 +248,17 @@ func (f *faults) tryAll(d deed, n int, seen *seen) {
 		points = points[n%len(points):][:1] // another one for each deed
 	}
 	for i, point := range points {
-		todo := []string{"kill", lacks[(n+i)%len(lacks)]}
+		todo := []string{"kill", lacks[(n+i)%len(lacks)], "hang"}
 		if short {
-			todo = todo[n%2:][:1]
+			todo = todo[n/shortStep%len(todo):][:1]
 		}
 		if !seen.first(point) && len(todo) > 1 {
-			todo = todo[i%2:][:1] // the other way it was broken off elsewhere
+			todo = todo[i%len(todo):][:1] // the other ways it was broken off elsewhere
 		}
 		for _, action := range todo {
-			f.try(d, point, action)
-			seen.faults.Add(1)
+			if f.try(d, point, action) {
+				seen.faults.Add(1)
+			}
 		}
 	}
 	f.t.Logf("broken off after each of %s", strings.Join(points, ", "))
@@ -252,13 +275,24 @@ func (f *faults) begin(d deed) {
 	}
 }
 
-// try has it broken off at one point.
-func (f *faults) try(d deed, point, action string) {
+// try has it broken off at one point, and tells whether somebody came there: what
+// is made once for all is not made again.
+func (f *faults) try(d deed, point, action string) (happened bool) {
 	f.t.Helper()
 	f.begin(d)
+	f.write(f.log, "")
 	f.write(f.order, point+"="+action)
-	_, err := f.vmsan(d.args...)
+	var err error
+	if action == "hang" {
+		err = f.hang(d, point)
+	} else {
+		_, err = f.vmsan(d.args...)
+	}
 	f.write(f.order, "")
+	if happened = f.passed(point); !happened {
+		f.t.Logf("vmsan %s does not come to %q again", strings.Join(d.args, " "), point)
+	}
+	os.Remove(f.log)
 	what := fmt.Sprintf("vmsan %s, after %q, %s (%v)", strings.Join(d.args, " "), point, action, err)
 	if out, err := f.vmsan("gc"); err != nil {
 		f.t.Errorf("%s: gc: %s, %v", what, out, err)
@@ -268,6 +302,90 @@ func (f *faults) try(d deed, point, action string) {
 		d.check(f.host, what)
 	}
 	f.clear(what)
+	return happened
+}
+
+// hang does a deed until a process hangs at point, and then what a user does who
+// has waited for long enough: look, press Ctrl-C until the prompt comes back, and
+// stop the sandbox if it still runs.
+func (f *faults) hang(d deed, point string) error {
+	f.t.Helper()
+	cmd := f.command(context.Background(), d.args...)
+	var errs bytes.Buffer
+	cmd.Stderr, cmd.WaitDelay = &errs, time.Second // others may hold it
+	if err := cmd.Start(); err != nil {
+		f.t.Fatal(err)
+	}
+	f.t.Cleanup(func() { cmd.Process.Kill() })
+	var err error
+	ended := make(chan struct{})
+	go func() {
+		err = cmd.Wait()
+		close(ended)
+	}()
+	reached := f.await(point, ended)
+	f.write(f.order, "")
+	if !reached {
+		cmd.Process.Kill() // if it has not ended
+		<-ended
+		return err
+	}
+	began := time.Now()
+	f.must("list")
+	for n := 0; ; n++ {
+		select {
+		case <-ended:
+		case <-time.After(time.Second):
+			if n == 20 {
+				f.t.Errorf("vmsan %s does not end by signals", strings.Join(d.args, " "))
+				cmd.Process.Kill()
+			}
+			cmd.Process.Signal(os.Interrupt)
+			continue
+		}
+		break
+	}
+	ids, idsErr := f.layout.IDs()
+	if idsErr != nil {
+		f.t.Error(idsErr)
+	}
+	for _, id := range ids {
+		if _, err := f.vmsan("stop", "--timeout", "1s", id); err != nil && !strings.Contains(err.Error(), "VM not found") {
+			f.t.Errorf("hangs at %q: %v", point, err)
+		}
+	}
+	f.t.Logf("vmsan %s hung at %q, and was ended within %.1f s", strings.Join(d.args, " "), point, time.Since(began).Seconds())
+	if err == nil {
+		return nil
+	}
+	return &failure{d.args, err, errs.String()}
+}
+
+// passed tells whether some process has come to point.
+func (f *faults) passed(point string) bool {
+	f.t.Helper()
+	text, err := os.ReadFile(f.log)
+	if err != nil {
+		f.t.Fatal(err)
+	}
+	return slices.Contains(strings.Split(string(text), "\n"), point)
+}
+
+// await waits until some process has come to point, and tells whether one has.
+// The command may end before the one behind it does.
+func (f *faults) await(point string, ended <-chan struct{}) bool {
+	f.t.Helper()
+	for deadline := time.Now().Add(patience); time.Now().Before(deadline); time.Sleep(20 * time.Millisecond) {
+		if f.passed(point) {
+			return true
+		}
+		select {
+		case <-ended:
+			deadline = time.Now().Add(min(time.Until(deadline), 5*time.Second))
+		default:
+		}
+	}
+	return false
 }
 
 func (f *faults) noLeftovers(what string) {

@@ -15,6 +15,7 @@ import (
 	"github.com/vmsan/vmsan/internal/gate/logfile"
 	"github.com/vmsan/vmsan/internal/network/firewall"
 	"github.com/vmsan/vmsan/internal/network/netns"
+	"github.com/vmsan/vmsan/internal/testenv"
 )
 
 // figure is something of a sandbox that the host has to pay for.
@@ -35,8 +36,8 @@ type sample struct {
 // figures are all of them. What the kernel holds for processes is bounded by
 // their control groups; here it is seen to be.
 var figures = []figure{
-	{"monitor's memory", 64 << 20, 1 << 20, "MiB", func(s *sample) (int64, error) { return resident(s.monitor) }},
-	{"gate's memory", 96 << 20, 1 << 20, "MiB", func(s *sample) (int64, error) { return resident(s.gate) }},
+	{"monitor's memory", testenv.MemoryFactor * 64 << 20, 1 << 20, "MiB", func(s *sample) (int64, error) { return resident(s.monitor) }},
+	{"gate's memory", testenv.MemoryFactor * 96 << 20, 1 << 20, "MiB", func(s *sample) (int64, error) { return resident(s.gate) }},
 	{"VMM's memory", (hostileMemory + 192) << 20, 1 << 20, "MiB", func(s *sample) (int64, error) { return resident(s.vmm) }},
 	{"monitor's files", 64, 1, "", func(s *sample) (int64, error) { return openFiles(s.monitor) }},
 	{"gate's files", 4096, 1, "", func(s *sample) (int64, error) { return openFiles(s.gate) }},

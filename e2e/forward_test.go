@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"io"
 	"net"
@@ -85,8 +86,7 @@ func answerAll(l net.Listener) {
 // forward starts port-forward and returns what it listens on.
 func (h *host) forward(args ...string) (*exec.Cmd, []api.Forwarding) {
 	h.t.Helper()
-	cmd := exec.Command(h.binary, append([]string{"port-forward", "--json"}, args...)...)
-	cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
+	cmd := h.command(context.Background(), append([]string{"port-forward", "--json"}, args...)...)
 	cmd.Stderr = os.Stderr
 	out, err := cmd.StdoutPipe()
 	if err == nil {
@@ -186,8 +186,7 @@ func TestPortForward(t *testing.T) {
 	h.must("create", "--name", "box", "--network", "none")
 	h.startPython("box", greeter, "/root/up")
 	socket := filepath.Join(t.TempDir(), "socket")
-	cmd := exec.Command(h.binary, "port-forward", "--json", "box", "0:8000", socket+":/run/greeter", "0:9")
-	cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
+	cmd := h.command(context.Background(), "port-forward", "--json", "box", "0:8000", socket+":/run/greeter", "0:9")
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		t.Fatal(err)

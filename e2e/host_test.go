@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"os"
 	"os/exec"
@@ -83,14 +84,19 @@ func (h *host) condition(name string) (bool, error) {
 func (h *host) vmsan(args ...string) (stdout string, err error) {
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, h.binary, args...)
-	cmd.Env = append(append(os.Environ(), "VMSAN_DIR="+h.layout.Dir), h.env...)
+	cmd := h.command(ctx, args...)
 	var out, errs bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &errs
 	if err := cmd.Run(); err != nil {
 		return out.String(), &failure{args, err, errs.String()}
 	}
 	return out.String(), nil
+}
+
+func (h *host) command(ctx context.Context, args ...string) *exec.Cmd {
+	cmd := exec.CommandContext(ctx, h.binary, args...)
+	cmd.Env = append(append(os.Environ(), "VMSAN_DIR="+h.layout.Dir), h.env...)
+	return cmd
 }
 
 type failure struct {
@@ -131,7 +137,10 @@ func (h *host) removeAll() {
 // processes, control groups, network devices, mounts, sockets and files.
 func (h *host) checkLeaks() {
 	marks := []string{h.layout.Dir, h.layout.Run}
-	for id := range h.ids {
+	h.mu.Lock()
+	ids := slices.Collect(maps.Keys(h.ids))
+	h.mu.Unlock()
+	for _, id := range ids {
 		marks = append(marks, id)
 		for _, group := range monitor.Cgroups(id) {
 			if cgroup.Exists(group) {

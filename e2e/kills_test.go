@@ -1,6 +1,7 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"math/rand/v2"
@@ -102,8 +103,7 @@ func (l *load) work(name string) {
 
 // do runs a command, which may well fail.
 func (l *load) do(args []string) {
-	cmd := exec.Command(l.binary, args...)
-	cmd.Env = append(os.Environ(), "VMSAN_DIR="+l.layout.Dir)
+	cmd := l.command(context.Background(), args...)
 	l.mu.Lock()
 	err := cmd.Start()
 	if err == nil {

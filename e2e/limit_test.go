@@ -1,10 +1,9 @@
 package e2e
 
 import (
+	"context"
 	"encoding/json"
 	"io"
-	"os"
-	"os/exec"
 	"strings"
 	"testing"
 	"time"
@@ -163,8 +162,7 @@ func TestOnTimeout(t *testing.T) {
 // client runs vmsan with an input that stays open, until kill is called.
 func (h *host) client(t *testing.T, args ...string) (kill func()) {
 	t.Helper()
-	cmd := exec.Command(h.binary, args...)
-	cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
+	cmd := h.command(context.Background(), args...)
 	stdin, err := cmd.StdinPipe()
 	if err != nil {
 		t.Fatal(err)

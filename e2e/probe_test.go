@@ -8,8 +8,6 @@ import (
 	"io"
 	"net"
 	"net/netip"
-	"os"
-	"os/exec"
 	"strings"
 
 	"golang.org/x/sync/errgroup"
@@ -83,8 +81,7 @@ func (h *host) idOf(name string) string {
 func (h *host) exec(ctx context.Context, input io.Reader, args ...string) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, h.binary, append([]string{"exec"}, args...)...)
-	cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
+	cmd := h.command(ctx, append([]string{"exec"}, args...)...)
 	cmd.Stdin = input
 	var stderr bytes.Buffer
 	cmd.Stderr = &stderr

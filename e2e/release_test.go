@@ -13,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
+	"sync/atomic"
 	"testing"
 
 	"github.com/vmsan/vmsan/api"
@@ -23,7 +24,7 @@ import (
 type releasePage struct {
 	*httptest.Server
 	archives  map[string][]byte // by version
-	downloads int
+	downloads atomic.Int64
 }
 
 func newReleasePage(t *testing.T, versions ...string) *releasePage {
@@ -69,7 +70,7 @@ func (p *releasePage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	case strings.HasSuffix(file, ".sha256.txt"):
 		fmt.Fprintf(w, "%x  %s\n", sha256.Sum256(archive), strings.TrimSuffix(file, ".sha256.txt"))
 	default:
-		p.downloads++
+		p.downloads.Add(1)
 		w.Write(archive)
 	}
 }
@@ -84,8 +85,8 @@ func TestFirecrackerReleases(t *testing.T) {
 	}
 	install("1.16.0")
 	install("1.16.0")
-	if page.downloads != 1 {
-		t.Errorf("there were %d downloads of what was there", page.downloads)
+	if n := page.downloads.Load(); n != 1 {
+		t.Errorf("there were %d downloads of what was there", n)
 	}
 	old := h.must("create", "--quiet", "--cold")
 	h.runs(t, old, "1.16.0")

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bytes"
+	"context"
 	"crypto/rand"
 	"crypto/sha256"
 	"encoding/json"
@@ -22,8 +23,7 @@ import (
 // of which size tells.
 func (h *host) breakOff(size func() int64, how func(*exec.Cmd), args ...string) {
 	h.t.Helper()
-	cmd := exec.Command(h.binary, args...)
-	cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
+	cmd := h.command(context.Background(), args...)
 	if err := cmd.Start(); err != nil {
 		h.t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -35,8 +36,7 @@ func TestSyncWatch(t *testing.T) {
 		return string(out)
 	}
 	here("mkdir -p a/b; echo 1 >a/b/one; echo 2 >two; echo x.log >.gitignore")
-	cmd := exec.Command(h.binary, "sync", "--json", "--watch", "--delete", "box", tree, "/srv/tree")
-	cmd.Env = append(os.Environ(), "VMSAN_DIR="+h.layout.Dir)
+	cmd := h.command(context.Background(), "sync", "--json", "--watch", "--delete", "box", tree, "/srv/tree")
 	cmd.Stderr = os.Stderr
 	stdout, err := cmd.StdoutPipe()
 	if err != nil {

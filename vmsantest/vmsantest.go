@@ -146,7 +146,8 @@ func (s *Service) plan(o vmsan.CreateOptions) (*machine, error) {
 	vm := api.VM{
 		Name: o.Name, Project: o.Project, Labels: maps.Clone(o.Labels), Env: maps.Clone(o.Env), User: o.User, Workdir: o.Workdir,
 		Image: cmp.Or(o.Image, "test"), Driver: "memory", VCPUs: cmp.Or(o.VCPUs, 1), MemoryMiB: cmp.Or(o.MemoryMiB, 256),
-		DiskBytes: cmp.Or(o.DiskBytes, 10<<30), Network: cmp.Or(o.Network, "nat"), Ports: o.Publish, Volumes: o.Volumes,
+		DiskBytes: cmp.Or(o.DiskBytes, 10<<30), DiskBytesPerSecond: o.DiskRate, DiskIOPS: o.DiskIOPS,
+		Network: cmp.Or(o.Network, "nat"), Ports: o.Publish, Volumes: o.Volumes,
 	}
 	if vm.Network != "none" {
 		p := o.NetworkPolicy

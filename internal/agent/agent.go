@@ -53,6 +53,9 @@ type Config struct {
 	// ReapOrphans collects the ends of all children of this process: required of PID 1, and wrong for a
 	// process that also starts children through os/exec.
 	ReapOrphans bool
+	// Shielded is true of an agent that the kernel does not kill for want of memory, which the processes that
+	// it starts are not to inherit. PID 1 need not be.
+	Shielded bool
 	// PowerOff ends the guest. Default: PowerOff calls are answered with unimplemented.
 	PowerOff func(ctx context.Context, reboot bool) error
 	// Settle does what was put off, before the guest is copied. Optional.
@@ -108,6 +111,7 @@ type Agent struct {
 	doors    doors
 	cpu      cpuMeter
 	contract func() http.Handler // what both doors serve; made once
+	stilling sync.Mutex          // held by Freeze and Thaw
 	frozen   atomic.Bool         // the disk takes no writes, since Freeze
 	unseen   atomic.Bool         // nobody can see what is done: see awakening
 	// attending counts processes not yet seen to their end.
@@ -143,6 +147,7 @@ func New(config Config) *Agent {
 	}
 	a.contract = sync.OnceValue(a.newContract)
 	a.reaper = newReaper(config.ReapOrphans, func() { a.forest.sweep() })
+	a.reaper.shielded = config.Shielded
 	a.forest = newForest(config.CgroupDirectory, a.reaper.signal)
 	return a
 }

@@ -104,8 +104,17 @@ func serveBeside(log *slog.Logger) error {
 	unix.CloseOnExec(besideData)
 	unix.CloseOnExec(besideDisk)
 	unix.CloseOnExec(besideConfigured)
+	// A PID 1 is never killed for want of memory, and so this one, without which nobody reaches the guest, is not.
+	shield := os.WriteFile(scoreFile("self"), []byte("-1000"), 0)
+	if shield != nil {
+		log.Warn("keep the agent from being killed for want of memory", "error", shield)
+	}
 	return Serve(control, data, Config{
-		Logger: log, PowerOff: askInit, DiskMount: descriptorPath(besideDisk),
+		Logger: log, Shielded: shield == nil, PowerOff: askInit, DiskMount: descriptorPath(besideDisk),
 		Configured: sync.OnceFunc(func() { unix.Close(besideConfigured) }),
 	})
 }
+
+// scoreFile says how much the kernel spares a process when memory runs out:
+// proc_pid_oom_score_adj(5).
+func scoreFile(pid string) string { return "/proc/" + pid + "/oom_score_adj" }

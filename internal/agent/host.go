@@ -335,8 +335,13 @@ func fillFile(file *os.File, text string, mode fs.FileMode) error {
 }
 
 // Freeze makes a disk still, for a copy of it.
-func (s *hostService) Freeze(_ context.Context, request *connect.Request[guestv1.FreezeRequest]) (*connect.Response[guestv1.FreezeResponse], error) {
+func (s *hostService) Freeze(ctx context.Context, request *connect.Request[guestv1.FreezeRequest]) (*connect.Response[guestv1.FreezeResponse], error) {
 	s.agent.config.Settle()
+	s.agent.stilling.Lock()
+	defer s.agent.stilling.Unlock()
+	if err := stillWanted(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.agent.forest.hold(true); err != nil {
 		return nil, connect.NewError(connect.CodeInternal, fmt.Errorf("hold commands: %w", err))
 	}
@@ -351,7 +356,12 @@ func (s *hostService) Freeze(_ context.Context, request *connect.Request[guestv1
 	return connect.NewResponse(&guestv1.FreezeResponse{}), nil
 }
 
-func (s *hostService) Thaw(_ context.Context, request *connect.Request[guestv1.ThawRequest]) (*connect.Response[guestv1.ThawResponse], error) {
+func (s *hostService) Thaw(ctx context.Context, request *connect.Request[guestv1.ThawRequest]) (*connect.Response[guestv1.ThawResponse], error) {
+	s.agent.stilling.Lock()
+	defer s.agent.stilling.Unlock()
+	if err := stillWanted(ctx); err != nil {
+		return nil, err
+	}
 	if err := s.onDisk("thaw", request.Msg.GetMount(), s.agent.config.Kernel.Thaw); err != nil {
 		return nil, err
 	}
@@ -360,6 +370,15 @@ func (s *hostService) Thaw(_ context.Context, request *connect.Request[guestv1.T
 		return nil, connect.NewError(connect.CodeInternal, fmt.Errorf("let commands go on: %w", err))
 	}
 	return connect.NewResponse(&guestv1.ThawResponse{}), nil
+}
+
+// stillWanted fails when whoever asked is gone. Others have asked since, and what comes late would undo that: a
+// guest that is frozen after it was thawed stays so.
+func stillWanted(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return connect.NewError(connect.CodeCanceled, fmt.Errorf("whoever asked for it is gone: %w", context.Cause(ctx)))
+	}
+	return nil
 }
 
 func (s *hostService) Resize(_ context.Context, request *connect.Request[guestv1.ResizeRequest]) (*connect.Response[guestv1.ResizeResponse], error) {

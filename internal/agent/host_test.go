@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"os"
 	"slices"
@@ -23,6 +24,7 @@ import (
 	"google.golang.org/protobuf/types/known/timestamppb"
 
 	"github.com/vmsan/vmsan/internal/guest/proto/guestv1"
+	"github.com/vmsan/vmsan/internal/guest/proto/guestv1/guestv1connect"
 )
 
 func itoa(n int) string { return strconv.Itoa(n) }
@@ -175,6 +177,34 @@ func TestDisk(t *testing.T) {
 	kernel.fail["fsfreeze"] = syscall.EOPNOTSUPP
 	_, err = g.control.Freeze(t.Context(), connect.NewRequest(&guestv1.FreezeRequest{}))
 	wantCode(t, err, connect.CodeUnimplemented, "freeze /disk")
+}
+
+// A gate that asks the guest to hold still may die before the guest has; the
+// next one asks again, and then to go on.
+func TestFreezeThatComesLate(t *testing.T) {
+	kernel := &recordingKernel{}
+	settled := make(chan struct{})
+	g := newGuest(t, func(c *Config) {
+		c.Kernel, c.DiskMount = kernel, "/disk"
+		c.Settle = func() { <-settled }
+	})
+	handler, calls, served := g.agent.HostHandler(), make(chan context.Context, 1), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer close(served)
+		calls <- r.Context()
+		handler.ServeHTTP(w, r)
+	}))
+	defer server.Close()
+	ctx, cancel := context.WithCancel(t.Context())
+	go guestv1connect.NewHostClient(server.Client(), server.URL).Freeze(ctx, connect.NewRequest(&guestv1.FreezeRequest{}))
+	call := <-calls
+	cancel()
+	<-call.Done()
+	close(settled)
+	<-served
+	if len(kernel.calls) > 0 {
+		t.Errorf("nobody waits any more, and yet: %q", kernel.calls)
+	}
 }
 
 func TestPowerOff(t *testing.T) {

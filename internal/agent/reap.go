@@ -3,6 +3,7 @@ package agent
 import (
 	"os"
 	"os/signal"
+	"strconv"
 	"sync"
 	"syscall"
 )
@@ -16,6 +17,8 @@ type reaper struct {
 	signals chan os.Signal
 	quit    chan struct{}
 	done    chan struct{}
+
+	shielded bool // see Config; not changed after the first start
 
 	mu       sync.Mutex
 	started  map[int]chan syscall.WaitStatus
@@ -54,6 +57,10 @@ func (r *reaper) start(path string, argv []string, attr *syscall.ProcAttr) (int,
 	r.mu.Unlock()
 	// Not under the lock: exec may wait for a slow filesystem, and other ends must not wait for it.
 	pid, err := syscall.ForkExec(path, argv, attr)
+	if err == nil && r.shielded {
+		// It fails for a process that has ended, and then matters to nobody.
+		os.WriteFile(scoreFile(strconv.Itoa(pid)), []byte("0"), 0)
+	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	r.starting--

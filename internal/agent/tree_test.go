@@ -72,9 +72,9 @@ var cgroupTests atomic.Int64
 func removeGroup(t *testing.T, directory string) {
 	t.Helper()
 	for deadline := time.Now().Add(5 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		below, _ := filepath.Glob(directory + "/*/")
+		below, _ := filepath.Glob(directory + "/*")
 		for _, tree := range below {
-			syscall.Rmdir(tree)
+			syscall.Rmdir(tree) // nothing happens to what is no directory
 		}
 		err := syscall.Rmdir(directory)
 		if err == nil || errors.Is(err, syscall.ENOENT) {

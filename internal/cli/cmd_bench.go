@@ -12,17 +12,20 @@ import (
 )
 
 func (a *app) benchCommand() *cobra.Command {
-	return &cobra.Command{
+	var rounds int
+	cmd := &cobra.Command{
 		Use:   "bench",
 		Short: "Measure how quick sandboxes are on this host",
 		Long: "bench makes sandboxes without a network, measures what is done with them, and removes them. Beside each figure is a\n" +
-			"floor, what the same takes without vmsan in between, for figures of a busy host mean little alone. It takes a minute.",
+			"floor, what the same takes without vmsan in between, for figures of a busy host mean little alone. Three rounds take a minute.",
 		Args: arguments(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error { return a.runBench(cmd.Context()) },
+		RunE: func(cmd *cobra.Command, _ []string) error { return a.runBench(cmd.Context(), rounds) },
 	}
+	cmd.Flags().IntVar(&rounds, "rounds", 3, "`NUMBER` of rounds, from 1 to 1000, of which each figure is the median")
+	return cmd
 }
 
-func (a *app) runBench(ctx context.Context) error {
+func (a *app) runBench(ctx context.Context, rounds int) error {
 	service, err := a.service()
 	if err != nil {
 		return err
@@ -31,7 +34,7 @@ func (a *app) runBench(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("find own binary: %w", err)
 	}
-	measured, err := service.Bench(ctx, self, func(f api.BenchFigure) { a.say("%s: %s", f.Name, figureText(f.Unit, f.Value)) })
+	measured, err := service.Bench(ctx, self, rounds, func(f api.BenchFigure) { a.say("%s: %s", f.Name, figureText(f.Unit, f.Value)) })
 	if err != nil {
 		return err
 	}

@@ -38,14 +38,8 @@ func (a *app) createCommand() *cobra.Command {
 }
 
 func (a *app) runCreate(ctx context.Context, f createFlags) error {
-	service, err := a.service()
+	service, err := a.readyFor(ctx, &f)
 	if err != nil {
-		return err
-	}
-	if err := a.ensureSetup(ctx, service, f.noSetup); err != nil {
-		return err
-	}
-	if err := a.bringImage(ctx, service, &f); err != nil {
 		return err
 	}
 	record, err := service.Create(ctx, f.options)
@@ -61,6 +55,18 @@ func (a *app) runCreate(ctx context.Context, f createFlags) error {
 		a.printTrace(record.Trace)
 	}
 	return nil
+}
+
+// readyFor sees to it that there is all that a sandbox of f is made of.
+func (a *app) readyFor(ctx context.Context, f *createFlags) (*sandbox.Service, error) {
+	service, err := a.service()
+	if err != nil {
+		return nil, err
+	}
+	if err := a.ensureSetup(ctx, service, f.noSetup); err != nil {
+		return nil, err
+	}
+	return service, a.bringImage(ctx, service, f)
 }
 
 // ensureSetup runs setup if nobody has, unless that was forbidden.

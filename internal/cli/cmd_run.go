@@ -113,14 +113,8 @@ func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []str
 	if err := e.checkTerminal(); err != nil {
 		return err
 	}
-	service, err := a.service()
+	service, err := a.readyFor(ctx, &f)
 	if err != nil {
-		return err
-	}
-	if err := a.ensureSetup(ctx, service, f.noSetup); err != nil {
-		return err
-	}
-	if err := a.bringImage(ctx, service, &f); err != nil {
 		return err
 	}
 	if args, err = withImage(service, f, args, entrypoint); err != nil {

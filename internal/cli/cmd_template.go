@@ -2,6 +2,8 @@ package cli
 
 import (
 	"context"
+	"fmt"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -13,13 +15,14 @@ func (a *app) templateCommand() *cobra.Command {
 	cmd := &cobra.Command{
 		Use:   "template COMMAND",
 		Short: "Look after what new sandboxes start from",
-		Long: "Templates are saved machines that have just booted, made by vmsan itself beside the first sandbox of a kind: others of\n" +
-			"that kind start from it in a fraction of the time. They can be removed at any time. VMSAN_TEMPLATES=off keeps\n" +
-			"vmsan from making any.",
+		Long: "Templates are saved machines that have just booted, made by vmsan itself beside the first sandbox of a kind, or by\n" +
+			"create: others of that kind start from it in a fraction of the time. They can be removed at any time.\n" +
+			"VMSAN_TEMPLATES=off keeps vmsan from making any beside a sandbox.",
 		Args: arguments(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	cmd.AddCommand(
+		a.templateCreateCommand(),
 		&cobra.Command{
 			Use: "list", Aliases: []string{"ls"}, Short: "List templates", Args: arguments(cobra.NoArgs),
 			RunE: func(*cobra.Command, []string) error { return a.listManifests((*sandbox.Service).Templates) },
@@ -36,6 +39,50 @@ func (a *app) templateCommand() *cobra.Command {
 		a.templatePruneCommand(),
 	)
 	return cmd
+}
+
+func (a *app) templateCreateCommand() *cobra.Command {
+	var f createFlags
+	cmd := &cobra.Command{
+		Use:     "create [flags]",
+		Short:   "Make a template before there is a sandbox",
+		Example: "  vmsan template create --image node:22 --memory 512m",
+		Long: "create makes the template that sandboxes of the same image, size, network and driver start from, unless it is\n" +
+			"there, and prints its id. So the first of them need not boot either.",
+		Args: arguments(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if err := f.complete(cmd); err != nil {
+				return err
+			}
+			return a.runTemplateCreate(cmd.Context(), f)
+		},
+	}
+	f.registerKind(a, cmd)
+	markSandboxFlags(cmd)
+	return cmd
+}
+
+func (a *app) runTemplateCreate(ctx context.Context, f createFlags) error {
+	service, err := a.readyFor(ctx, &f)
+	if err != nil {
+		return err
+	}
+	began := time.Now()
+	m, made, err := service.CreateTemplate(ctx, f.options)
+	if err != nil {
+		return err
+	}
+	if a.json {
+		a.printJSON(m.Show())
+		return nil
+	}
+	fmt.Fprintln(a.stdout, m.ID)
+	if made {
+		a.say("made in %.1f s", time.Since(began).Seconds())
+	} else {
+		a.say("it was there already")
+	}
+	return nil
 }
 
 func (a *app) templatePruneCommand() *cobra.Command {

@@ -171,9 +171,12 @@ func TestSettingsRefused(t *testing.T) {
 		t.Errorf("an empty name: %+v", got)
 	}
 	// A value that only the command can judge is traced back.
-	file := configFile(t, "# here\nmemory = \"lots\"")
-	if got := vmsan(t, dir, "create", "--no-setup", "--config", file); got.exit != 2 || !strings.Contains(got.stderr, "(It is from "+file+":2.)") {
-		t.Errorf("a bad value: %+v", got)
+	for _, flag := range []string{"memory", "disk", "disk-rate", "disk-iops", "bandwidth"} {
+		file := configFile(t, "# here\n"+flag+" = \"lots\"")
+		got := vmsan(t, dir, "create", "--no-setup", "--config", file)
+		if got.exit != 2 || !strings.Contains(got.stderr, "Invalid --"+flag) || !strings.Contains(got.stderr, "(It is from "+file+":2.)") {
+			t.Errorf("a bad value: %+v", got)
+		}
 	}
 	t.Setenv("VMSAN_REQUIRE_KVM", "maybe")
 	if got := vmsan(t, dir, "create", "--no-setup"); got.exit != 2 || !strings.Contains(got.stderr, "$VMSAN_REQUIRE_KVM: Invalid require-kvm: \"maybe\"") {

@@ -1,12 +1,10 @@
 package disk
 
 import (
+	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/internal/scratch"
 	"github.com/vmsan/vmsan/internal/sparse"
@@ -24,20 +22,21 @@ const (
 )
 
 // Clone makes dst, which must not exist, a copy of the disk src. Nobody may
-// write to src meanwhile. On error there is no dst.
+// write to src meanwhile. On error there is no dst, nor if ctx ends while it is
+// being copied.
 //
 // The copy is not synced. A clone that a loss of power takes away is one of a
 // sandbox whose creation had not been recorded, or of one that did not run
 // either; what a guest syncs later syncs the blocks it means.
-func Clone(dst, src string) (Method, error) {
-	m, err := clone(dst, src)
+func Clone(ctx context.Context, dst, src string) (Method, error) {
+	m, err := clone(ctx, dst, src)
 	if err != nil {
 		return "", scratch.Explain(fmt.Errorf("clone disk %s: %w", src, err))
 	}
 	return m, nil
 }
 
-func clone(dst, src string) (method Method, err error) {
+func clone(ctx context.Context, dst, src string) (method Method, err error) {
 	in, err := os.Open(src)
 	if err != nil {
 		return "", err
@@ -47,51 +46,13 @@ func clone(dst, src string) (method Method, err error) {
 	if err != nil {
 		return "", err
 	}
-	method, err = cloneFile(out, in)
+	shared, err := sparse.Clone(ctx, out, in)
 	err = errors.Join(err, out.Close())
-	if err != nil {
+	switch {
+	case err != nil:
 		return "", errors.Join(err, os.Remove(dst))
-	}
-	return method, nil
-}
-
-func cloneFile(out, in *os.File) (Method, error) {
-	err := unix.IoctlFileClone(int(out.Fd()), int(in.Fd()))
-	if err == nil {
+	case shared:
 		return Reflink, nil
 	}
-	// Which error says "cannot" differs between file systems; the only one
-	// that copying would not get around is the full disk, which it will find.
-	return Extents, copyExtents(out, in)
-}
-
-func copyExtents(out, in *os.File) error {
-	info, err := in.Stat()
-	if err != nil {
-		return err
-	}
-	if err := out.Truncate(info.Size()); err != nil {
-		return err
-	}
-	for e, err := range sparse.Extents(in) {
-		if err == nil {
-			err = copyRange(out, in, e.Start, e.End-e.Start)
-		}
-		if err != nil {
-			return err
-		}
-	}
-	return nil
-}
-
-func copyRange(out, in *os.File, at, n int64) error {
-	if _, err := in.Seek(at, io.SeekStart); err != nil {
-		return err
-	}
-	if _, err := out.Seek(at, io.SeekStart); err != nil {
-		return err
-	}
-	// Between files this is copy_file_range(2) where the kernel can.
-	_, err := io.CopyN(out, in, n)
-	return err
+	return Extents, nil
 }

@@ -65,7 +65,7 @@ func TestBlankIsSparseAndSound(t *testing.T) {
 	}
 	checkFilesystem(t, path)
 	clone := filepath.Join(t.TempDir(), "clone")
-	if _, err := Clone(clone, path); err != nil {
+	if _, err := Clone(t.Context(), clone, path); err != nil {
 		t.Fatal(err)
 	}
 	if got := allocated(t, clone); got > 8<<20 {
@@ -181,34 +181,6 @@ func sparseFile(t *testing.T) (path string, content []byte) {
 	return path, content
 }
 
-func TestCopyExtentsKeepsHoles(t *testing.T) {
-	src, want := sparseFile(t)
-	in, err := os.Open(src)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer in.Close()
-	dst := filepath.Join(t.TempDir(), "dst")
-	out, err := os.Create(dst)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer out.Close()
-	if err := copyExtents(out, in); err != nil {
-		t.Fatal(err)
-	}
-	got, err := os.ReadFile(dst)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if !bytes.Equal(got, want) {
-		t.Error("the copy differs")
-	}
-	if a, b := allocated(t, src), allocated(t, dst); b > a+64<<10 {
-		t.Errorf("the copy takes %d bytes, its original %d", b, a)
-	}
-}
-
 func TestCloneOfAllHole(t *testing.T) {
 	src := filepath.Join(t.TempDir(), "src")
 	if err := os.WriteFile(src, nil, 0o600); err != nil {
@@ -218,7 +190,7 @@ func TestCloneOfAllHole(t *testing.T) {
 		t.Fatal(err)
 	}
 	dst := src + ".clone"
-	if _, err := Clone(dst, src); err != nil {
+	if _, err := Clone(t.Context(), dst, src); err != nil {
 		t.Fatal(err)
 	}
 	if info, err := os.Stat(dst); err != nil || info.Size() != 1<<20 || info.Mode() != 0o600 {
@@ -232,10 +204,24 @@ func TestCloneKeepsWhatIsThere(t *testing.T) {
 	if err := os.WriteFile(dst, []byte("mine"), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := Clone(dst, src); !errors.Is(err, os.ErrExist) {
+	if _, err := Clone(t.Context(), dst, src); !errors.Is(err, os.ErrExist) {
 		t.Errorf("got error %v, want that dst exists", err)
 	}
 	if got, err := os.ReadFile(dst); err != nil || string(got) != "mine" {
 		t.Errorf("dst has %q, error %v", got, err)
+	}
+}
+
+func TestCloneThatIsBrokenOff(t *testing.T) {
+	src, _ := sparseFile(t)
+	dst := filepath.Join(t.TempDir(), "dst")
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	method, err := Clone(ctx, dst, src)
+	if method == Reflink {
+		return // in no time
+	}
+	if _, statErr := os.Stat(dst); !errors.Is(err, context.Canceled) || !errors.Is(statErr, os.ErrNotExist) {
+		t.Errorf("got error %v, and for what is there %v", err, statErr)
 	}
 }

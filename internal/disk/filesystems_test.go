@@ -95,7 +95,7 @@ func cloned(t *testing.T, dir string, n int, want disk.Method) int64 {
 	written(t, src, n)
 	before := used(t, dir)
 	began := time.Now()
-	method, err := disk.Clone(dst, src)
+	method, err := disk.Clone(t.Context(), dst, src)
 	took := time.Since(began)
 	if err != nil {
 		t.Fatal(err)

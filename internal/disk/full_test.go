@@ -30,7 +30,7 @@ func TestCloneToFullDisk(t *testing.T) {
 		t.Fatal(err)
 	}
 	dst := filepath.Join(dir, "dst")
-	if _, err := disk.Clone(dst, src); !api.HasCode(err, api.ErrDiskFull) {
+	if _, err := disk.Clone(t.Context(), dst, src); !api.HasCode(err, api.ErrDiskFull) {
 		t.Errorf("got error %v, want ErrDiskFull", err)
 	}
 	if _, err := os.Stat(dst); !errors.Is(err, os.ErrNotExist) {

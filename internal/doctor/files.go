@@ -218,7 +218,7 @@ const (
 	trialData = 64 << 10
 )
 
-func checkClones(_ context.Context, o *Options) verdict {
+func checkClones(ctx context.Context, o *Options) verdict {
 	if !exists(o.Layout.Dir) {
 		return pass("%s is not there yet", o.Layout.Dir)
 	}
@@ -231,7 +231,7 @@ func checkClones(_ context.Context, o *Options) verdict {
 	if err := writeTrial(source); err != nil {
 		return fail("df -h "+o.Layout.Dir, "%v", err)
 	}
-	method, err := disk.Clone(clone, source)
+	method, err := disk.Clone(ctx, clone, source)
 	if err != nil {
 		return fail("df -h "+o.Layout.Dir, "%v", err)
 	}

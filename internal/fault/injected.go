@@ -38,8 +38,8 @@ func After(point string, err error) error {
 		return err
 	}
 	point = count(point)
-	note(point)
 	order, _ := os.ReadFile(os.Getenv(orderVar)) // none: nothing is to happen
+	note(point)                                  // what is to happen here is decided
 	at, action, _ := strings.Cut(string(order), "=")
 	if at != point {
 		return nil

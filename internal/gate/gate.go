@@ -184,6 +184,11 @@ func receiveOrders(ctx context.Context, conn *Conn, orders chan<- Order) error {
 }
 
 func (g *gate) carryOut(ctx context.Context, order Order) (report Report) {
+	if order.Limit > 0 {
+		limited, cancel := context.WithTimeoutCause(ctx, order.Limit, errors.New("the guest does not answer"))
+		defer cancel()
+		ctx = limited
+	}
 	var err error
 	switch {
 	case order.Begin != nil:
@@ -211,6 +216,9 @@ func (g *gate) carryOut(ctx context.Context, order Order) (report Report) {
 		err = errors.New("unknown order")
 	}
 	if err != nil {
+		if ctx.Err() != nil {
+			err = context.Cause(ctx)
+		}
 		report.Error = err.Error()
 		var failed *link.FailedError
 		report.Failed = errors.As(err, &failed)

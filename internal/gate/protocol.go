@@ -39,8 +39,12 @@ func fdFirst(networked bool, ports int) uintptr {
 	return uintptr(fdPorts + ports)
 }
 
-// Order is what the monitor asks of its gate. Exactly one field is set.
+// Order is what the monitor asks of its gate. Exactly one field is set, and
+// perhaps Limit.
 type Order struct {
+	// Limit is how long the guest may take. An order that it takes longer for
+	// fails, and the gate goes on; one that the monitor breaks off ends it.
+	Limit time.Duration `json:"limit,omitempty"`
 	// Begin is the first order: connect to the guest.
 	Begin *Begin `json:"begin,omitempty"`
 	// PowerOff asks the guest to shut down within so long.

@@ -13,7 +13,7 @@ import (
 
 func TestSystemd(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
-	id := vmsan.Create(t, "--init", "--image", systemdImage, "--name", "with-systemd", "--memory", "320m")
+	id := vmsan.Create(t, "--init", "--image", testenv.SystemdImage, "--name", "with-systemd", "--memory", "320m")
 
 	// The agent answers while systemd is still at it: its bus comes late.
 	vmsan.Exec(t, id, "sh", "-c", "until [ -S /run/systemd/private ]; do sleep 0.1; done")
@@ -43,7 +43,7 @@ func TestSystemd(t *testing.T) {
 // A stop lets systemd end its services and close the disks.
 func TestSystemdStops(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
-	id := vmsan.Create(t, "--init", "--image", systemdImage, "--memory", "320m")
+	id := vmsan.Create(t, "--init", "--image", testenv.SystemdImage, "--memory", "320m")
 	vmsan.Exec(t, id, "sh", "-c", "until [ -S /run/systemd/private ]; do sleep 0.1; done; systemctl is-system-running --wait")
 	vmsan.Exec(t, id, "systemd-run", "--unit=witness", "--property=ExecStop=/bin/sh -c 'echo in order >/witness'",
 		"sleep", "infinity")

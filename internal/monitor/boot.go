@@ -23,9 +23,11 @@ const (
 	// what wanted less than one part in stillPart of a processor.
 	stillLooks = 3
 	stillPart  = 50
-	// One whose processors have run for half the time that it may take to boot,
-	// and for so long at least, should have been there long ago: it takes 2 s.
-	busyTime = 30 * time.Second
+	// One whose processors have run for an eighth of the time that it may take to
+	// boot, and for so long at least, should have been there long ago: it takes
+	// 2 s. On a busy host even that part takes a while.
+	busyTime = 15 * time.Second
+	busyPart = 8
 )
 
 // await returns why the boot of the process pid hangs, when it does, or "" when
@@ -70,7 +72,7 @@ func (m *monitor) watchBoot(ctx context.Context) (what string) {
 	if !ok || m.record.Saved != nil || vmm.Accelerator(s.Accelerator) != vmm.TCG {
 		return ""
 	}
-	enough := max(s.BootTimeout/2, busyTime) * time.Duration(s.VCPUs)
+	enough := max(s.BootTimeout/busyPart, busyTime) * time.Duration(s.VCPUs)
 	watch := m.bootWatch
 	watch.measure = func(pid int) (usage.Runnable, error) {
 		r, err := m.bootWatch.measure(pid)

@@ -271,6 +271,9 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group, linked func
 		Log:    m.vmmLog,
 	}
 	spec.Disks = append(spec.Disks, volumes...)
+	for i := range spec.Disks {
+		spec.Disks[i].Limit = vmm.DiskLimit{BytesPerSecond: s.DiskRate, OpsPerSecond: s.DiskIOPS}
+	}
 	// For the agent, as the kernel passes on what it does not know: signals to
 	// threads that have run for 10 ms, by which Go's scheduler takes turns,
 	// are code that an emulated guest has to translate. It takes turns at
@@ -285,6 +288,7 @@ func (m *monitor) startVMM(ctx context.Context, group *cgroup.Group, linked func
 	if err := m.power(ctx, spec); err != nil {
 		return startError(err)
 	}
+	m.background.Go(m.keepCatchingUp)
 	if vm, ok := m.vm.(vmm.Stalling); ok {
 		m.background.Go(func() { m.watchStalls(vm) })
 	}
@@ -478,16 +482,33 @@ func gaveUp(cause error) error {
 // with less.
 const enoughMemory = 128
 
+// lateness tells a guest that had no time to come up from one that hangs.
+func (m *monitor) lateness() string {
+	if m.vm == nil {
+		return ""
+	}
+	r, err := m.bootWatch.measure(m.vm.PID())
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprintf("; its VMM has run for %s, and waited for a processor for %s", r.Ran.Round(time.Millisecond), r.Waited.Round(time.Millisecond))
+}
+
 // fail undoes the bring-up and returns err with what the console and the VMM
 // said last.
 func (m *monitor) fail(ctx context.Context, err error) error {
 	if cause := context.Cause(ctx); cause != nil {
 		err = gaveUp(cause)
 	}
+	late := ""
+	if api.HasCode(err, api.ErrTimeoutAgent) {
+		late = m.lateness()
+	}
 	undoErr := m.undo.Run()
 	err = errors.Join(err, undoErr)
 	m.background.Wait()
 	failure := api.AsError(err)
+	failure.Message += late
 	if failure.Code == api.ErrInternal && m.vm != nil {
 		failure.Code = api.ErrVMBoot
 	}

@@ -196,7 +196,7 @@ func TestMonitorTermination(t *testing.T) {
 	monitor := hold(t, vmsan.Inspect(t, id).PIDs.Monitor)
 	monitor.signal(t, unix.SIGTERM)
 	monitor.awaitEnd(t, "the monitor")
-	if got := vmsan.Inspect(t, id); got.Status != api.StatusStopped || got.Reason != "stopped: terminated signal received" {
+	if got := vmsan.Inspect(t, id); got.Status != api.StatusStopped || got.Reason != "stopped with the host" {
 		t.Errorf("the sandbox is %s (%s)", got.Status, got.Reason)
 	}
 	checkNothingLeft(t, vmsan, id)

@@ -94,7 +94,8 @@ func (g *gateProcess) begin(ctx context.Context, b gate.Begin, vm vmm.VM) error 
 	return err
 }
 
-// lastMoment is how long a VMM may take to end after its guest's link broke.
+// lastMoment is how long a VMM may take to end after its guest's link broke, and
+// a gate after its conversation did.
 const lastMoment = 500 * time.Millisecond
 
 func endedEarly(vm vmm.VM) error {
@@ -113,11 +114,21 @@ func (g *gateProcess) ended() bool {
 
 // order has the gate do something.
 func (g *gateProcess) order(ctx context.Context, o gate.Order) (gate.Report, error) {
+	return g.orderUntil(ctx, time.Time{}, o)
+}
+
+// orderUntil is order for what the guest has time for until then.
+func (g *gateProcess) orderUntil(ctx context.Context, deadline time.Time, o gate.Order) (gate.Report, error) {
 	select {
 	case g.turn <- struct{}{}:
 		defer func() { <-g.turn }()
 	case <-ctx.Done():
+	}
+	if ctx.Err() != nil {
 		return gate.Report{}, context.Cause(ctx)
+	}
+	if !deadline.IsZero() {
+		o.Limit = max(time.Until(deadline), time.Millisecond)
 	}
 	return g.exchange(ctx, o)
 }
@@ -148,7 +159,7 @@ func (g *gateProcess) explain(ctx context.Context, err error) error {
 	select {
 	case <-ctx.Done():
 	case <-g.Done():
-	case <-time.After(100 * time.Millisecond):
+	case <-time.After(lastMoment):
 	}
 	if cause := context.Cause(ctx); cause != nil {
 		return cause

@@ -217,7 +217,7 @@ func TestIdleMemory(t *testing.T) {
 	vmsan := testenv.RequireVmsan(t)
 	pids := vmsan.Inspect(t, vmsan.Create(t)).PIDs
 	monitor, gate := proportionalSize(t, pids.Monitor), proportionalSize(t, pids.Gate)
-	if monitor+gate > maxIdle {
+	if monitor+gate > testenv.MemoryFactor*maxIdle {
 		t.Errorf("the monitor has %d KiB and the gate %d KiB, more than %d together", monitor, gate, maxIdle)
 	}
 }

@@ -19,6 +19,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"golang.org/x/sync/semaphore"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
@@ -77,9 +78,10 @@ type monitor struct {
 	bootWatch       bootWatch
 	still           atomic.Bool // the machine stands still for want of the host's disk
 
-	standing sync.Mutex   // held while the machine is paused, resumed or saved; guards the next two
-	frozen   bool         // the guest was asked to hold still, and not yet to go on
-	left     *store.Saved // where the machine goes on from once this has ended; nil: it boots
+	standing *semaphore.Weighted // held while the machine is paused, resumed, saved or changed
+	motion
+	behind   chan struct{} // gets word when the guest has to be let go on later
+	wakeTime time.Duration // what tests raise of that constant
 
 	background sync.WaitGroup // conversations with gates
 
@@ -154,6 +156,9 @@ func newMonitor(layout store.Layout, id string, helpers Helpers) (*monitor, erro
 		layout: layout, id: id, record: record, root: os.Geteuid() == 0,
 		log:      slog.New(slog.NewTextHandler(&boundedWriter{w: log, left: maxLog}, nil)),
 		stop:     make(chan time.Duration),
+		standing: semaphore.NewWeighted(1),
+		behind:   make(chan struct{}, 1),
+		wakeTime: wakeTime,
 		ending:   make(chan struct{}),
 		held:     make(chan struct{}),
 		finished: make(chan struct{}),
@@ -239,9 +244,11 @@ func (m *monitor) watch(ctx, limits context.Context) string {
 			m.shutDown(grace)
 			return "stopped"
 		case <-ctx.Done():
+			// By a signal, as all processes get at the host's end.
+			m.log.Info("told to stop", "cause", context.Cause(ctx))
 			m.interrupted = true
 			m.shutDown(DefaultGrace)
-			return "stopped: " + context.Cause(ctx).Error()
+			return "stopped with the host"
 		}
 		if reached == "" || acting != "" {
 			continue
@@ -257,10 +264,7 @@ func (m *monitor) watch(ctx, limits context.Context) string {
 // the guest is not asked.
 func (m *monitor) shutDown(grace time.Duration) {
 	close(m.ending)
-	if grace > 0 {
-		m.wake()
-	}
-	if grace > 0 && m.askGuest(grace) {
+	if grace > 0 && m.wake() && m.askGuest(grace) {
 		return
 	}
 	quit, cancel := context.WithTimeout(context.Background(), quitTime)
@@ -276,29 +280,6 @@ func (m *monitor) shutDown(grace time.Duration) {
 		m.log.Error("stop VMM", "error", err)
 	}
 }
-
-// wake lets a guest that is paused go on: one that stands still cannot shut
-// down.
-func (m *monitor) wake() {
-	m.standing.Lock()
-	defer m.standing.Unlock()
-	m.reviveGate()
-	ctx, cancel := context.WithTimeout(context.Background(), quitTime)
-	defer cancel()
-	var err error
-	if m.status() == api.StatusPaused {
-		err = m.vm.Resume(ctx)
-	}
-	if err == nil {
-		err = m.thaw(ctx)
-	}
-	if err != nil {
-		m.log.Error("wake guest for its shutdown", "error", err)
-	}
-}
-
-// quitTime is how long a VMM has to end in order before it is killed.
-const quitTime = 5 * time.Second
 
 // askGuest tells whether the guest shut down by itself. Requests to stop that
 // come meanwhile can only shorten its time.
@@ -377,8 +358,10 @@ func (m *monitor) end(reason string) error {
 		m.emit(api.EventVMRemove, nil)
 		return nil
 	}
-	m.standing.Lock()
-	defer m.standing.Unlock()
+	if err := m.standing.Acquire(context.Background(), 1); err != nil {
+		return err
+	}
+	defer m.standing.Release(1)
 	saveErr := m.save(func(r *store.Record) {
 		r.Status, r.Reason, r.StoppedAt, r.Interrupted = api.StatusStopped, reason, time.Now().UTC(), m.interrupted
 		r.TimeoutAt, r.TimeoutLeft = time.Time{}, 0

@@ -268,7 +268,7 @@ func TestVMMThatCrashes(t *testing.T) {
 func TestOrderToStop(t *testing.T) {
 	r := run(t, nil)
 	r.cancel(errors.New("terminated signal received"))
-	r.await("stopped: terminated signal received")
+	r.await("stopped with the host")
 }
 
 func TestEphemeral(t *testing.T) {
@@ -372,7 +372,7 @@ func TestGuestThatIsNeverReady(t *testing.T) {
 	m := newTestMonitor(t, &fake.Driver{Silent: true}, func(r *store.Record) { r.Spec.BootTimeout = 500 * time.Millisecond })
 	err := m.bringUp(t.Context())
 	failure := api.AsError(err)
-	if failure.Code != api.ErrTimeoutAgent || failure.Message != "the guest did not say ready within 500ms" {
+	if failure.Code != api.ErrTimeoutAgent || !strings.HasPrefix(failure.Message, "the guest did not say ready within 500ms; its VMM has run for ") {
 		t.Errorf("got %+v", failure)
 	}
 	if len(failure.Console) != 1 || !strings.HasPrefix(failure.Console[0], "fake guest: ") {
@@ -444,31 +444,152 @@ func TestPause(t *testing.T) {
 	}
 }
 
-// A pause that cannot be written, as on a full disk, is none: the machine runs,
-// and can be paused later.
-func TestPauseThatIsNotWritten(t *testing.T) {
-	r := run(t, nil)
+// whileRecordsFail has no record be written while do runs.
+func (r *running) whileRecordsFail(do func()) {
+	r.t.Helper()
 	from, away := r.layout.Sandbox(testID), r.layout.Sandbox(testID)+".away"
 	if err := os.Rename(from, away); err != nil {
-		t.Fatal(err)
+		r.t.Fatal(err)
 	}
-	err := r.Pause(t.Context())
+	do()
 	if err := os.Rename(away, from); err != nil {
+		r.t.Fatal(err)
+	}
+}
+
+// Whoever had it paused, resumed or saved may be gone, and what was to be done
+// may fail: a sandbox that is said to run does, and its guest does not hold
+// still.
+func TestGoesOn(t *testing.T) {
+	gone, cancel := context.WithCancel(t.Context())
+	cancel()
+	save := func(r *running, stand bool) error {
+		_, err := r.Save(r.t.Context(), control.SaveRequest{State: filepath.Join(r.t.TempDir(), "state"), Stand: stand})
+		return err
+	}
+	for name, test := range map[string]struct {
+		do     func(r *running) error
+		failed string // of the error; "" for none
+	}{
+		"resumed by one who goes": {func(r *running) error {
+			if err := errors.Join(r.Pause(t.Context()), save(r, false)); err != nil {
+				return err
+			}
+			if !r.vm.HoldsStill() || !r.vm.Stands() {
+				return errors.New("it does not hold still while it is paused")
+			}
+			leaving, leave := context.WithCancel(t.Context())
+			r.vm.OnResume(leave)
+			return r.Resume(leaving)
+		}, ""},
+		"paused by one who has gone": {func(r *running) error { return r.Pause(gone) }, "context canceled"},
+		"paused, which is not written": {func(r *running) (err error) {
+			r.whileRecordsFail(func() { err = r.Pause(t.Context()) })
+			return err
+		}, "no such file"},
+		"saved for good, which is not written": {func(r *running) (err error) {
+			r.whileRecordsFail(func() { err = save(r, true) })
+			return err
+		}, "no such file"},
+		"saved, and the machine goes on later": {func(r *running) error {
+			r.vm.RefuseResume(3)
+			return save(r, false)
+		}, "not now"},
+		"saved, and the guest goes on later": {func(r *running) error {
+			r.vm.RefuseThaw(2)
+			return save(r, false)
+		}, ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := run(t, nil)
+			err := test.do(r)
+			if test.failed == "" && err != nil || test.failed != "" && (err == nil || !strings.Contains(err.Error(), test.failed)) {
+				t.Errorf("got error %v, want %q", err, test.failed)
+			}
+			if r.status() != api.StatusRunning {
+				t.Errorf("the sandbox is %s", r.status())
+			}
+			for deadline := time.Now().Add(patience); r.vm.HoldsStill() || r.vm.Stands(); time.Sleep(10 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					t.Fatal("the guest holds still for ever")
+				}
+			}
+			if err := r.health(); err != nil {
+				t.Error(err)
+			}
+			for _, step := range []struct {
+				do   func(context.Context) error
+				want api.Status
+			}{{r.Pause, api.StatusPaused}, {r.Resume, api.StatusRunning}} {
+				if err := step.do(t.Context()); err != nil || r.status() != step.want {
+					t.Errorf("it is %s, not %s: %v", r.status(), step.want, err)
+				}
+			}
+		})
+	}
+}
+
+// A gate that dies while a guest that holds still is woken for its shutdown is
+// replaced, and the guest is asked by the next one.
+func TestWakeWithoutGate(t *testing.T) {
+	r := run(t, nil)
+	r.wakeTime = patience
+	if err := r.Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if err == nil || r.status() != api.StatusRunning {
-		t.Errorf("paused with error %v; the sandbox is %s", err, r.status())
+	if _, err := r.Save(t.Context(), control.SaveRequest{State: filepath.Join(t.TempDir(), "state")}); err != nil {
+		t.Fatal(err)
 	}
-	if err := r.health(); err != nil {
-		t.Error(err)
+	r.vm.OnResume(r.killGate)
+	r.stop(patience)
+	r.await("stopped")
+	if got := r.vm.Exit().Reason; got != "the guest shut down" || r.vm.HoldsStill() {
+		t.Errorf("the machine ended because: %s; its commands held still: %t", got, r.vm.HoldsStill())
 	}
-	for _, step := range []struct {
-		do   func(context.Context) error
-		want api.Status
-	}{{r.Pause, api.StatusPaused}, {r.Resume, api.StatusRunning}} {
-		if err := step.do(t.Context()); err != nil || r.status() != step.want {
-			t.Errorf("it is %s, not %s: %v", r.status(), step.want, err)
-		}
+}
+
+// Who stops a sandbox does not wait for it to be saved: that is given up, and the
+// guest shuts down in order.
+func TestStopWhileSaving(t *testing.T) {
+	r := run(t, nil)
+	r.wakeTime = patience
+	saving, saved := make(chan struct{}), make(chan error, 1)
+	r.vm.OnSave(func() { close(saving) })
+	go func() {
+		_, err := r.Save(t.Context(), control.SaveRequest{State: filepath.Join(t.TempDir(), "state")})
+		saved <- err
+	}()
+	<-saving
+	r.stop(patience)
+	r.await("stopped")
+	if err := <-saved; !api.HasCode(err, api.ErrVMNotRunning) {
+		t.Errorf("saved: %v", err)
+	}
+	if got := r.vm.Exit().Reason; got != "the guest shut down" || r.vm.HoldsStill() {
+		t.Errorf("the machine ended because: %s; its commands held still: %t", got, r.vm.HoldsStill())
+	}
+}
+
+// Once a sandbox ends nobody has it pause any more, or go on from where it was
+// saved: it has moved since.
+func TestNothingChangesAtTheEnd(t *testing.T) {
+	r := run(t, nil)
+	if _, err := r.Save(t.Context(), control.SaveRequest{State: filepath.Join(t.TempDir(), "state"), Stand: true}); err != nil {
+		t.Fatal(err)
+	}
+	tried := make(chan error, 1)
+	r.vm.RefuseThaw(1)
+	r.vm.OnResume(func() {
+		// It waits for the one who wakes the guest, and comes after it.
+		go func() { tried <- r.Leave(t.Context(), "memory", "state") }()
+	})
+	r.stop(patience)
+	r.await("stopped")
+	if err := <-tried; !api.HasCode(err, api.ErrVMNotRunning) {
+		t.Errorf("it is to go on from where it was: %v", err)
+	}
+	if err := r.Pause(t.Context()); !api.HasCode(err, api.ErrVMNotRunning) {
+		t.Errorf("paused after its end: %v", err)
 	}
 }
 

@@ -64,6 +64,7 @@ func (m *monitor) makeNetwork(ctx context.Context) (err error) {
 		return networkError(err)
 	}
 	m.undo.Add(n.Close)
+	m.background.Go(func() { m.keepRules(n.Network) })
 	m.network = &n
 	m.nic = &vmm.NIC{Tap: n.Tap(), MAC: network.GuestMAC}
 	if m.driver.Features().OpensTap {
@@ -74,6 +75,18 @@ func (m *monitor) makeNetwork(ctx context.Context) (err error) {
 		m.nic = &vmm.NIC{Name: name, Namespace: n.Namespace(), MAC: network.GuestMAC}
 	}
 	return nil
+}
+
+// keepRules puts the host's part of the sandbox's rules back whenever somebody
+// has deleted it, until the network is closed.
+func (m *monitor) keepRules(n *network.Network) {
+	n.KeepRules(func(err error) {
+		if err != nil {
+			m.log.Error("the host's rules for sandboxes may be lost", "error", err)
+		} else {
+			m.log.Warn("the host's rules for sandboxes were deleted; put back")
+		}
+	})
 }
 
 // makeBareNIC makes the device of a machine that has one and no network.
@@ -189,21 +202,24 @@ func (m *monitor) SetPolicy(ctx context.Context, p policy.Policy, kill bool) (ki
 }
 
 // tellGate has the gate change its filters of names, and returns how many
-// connections it cut. One that dies meanwhile is replaced by one that knows.
+// connections it cut. One that dies meanwhile is replaced by one that knows, and
+// an order that is broken off ends the gate, so whoever goes does not break it off.
 func (m *monitor) tellGate(ctx context.Context, o gate.PolicyOrder) (cut int, err error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, gateTime, errors.New("the gate does not answer"))
+	ctx, cancel := context.WithTimeoutCause(context.WithoutCancel(ctx), gateTime, errors.New("the gate does not answer"))
 	defer cancel()
 	m.mu.Lock()
 	g := m.gate
 	m.mu.Unlock()
 	report, err := g.order(ctx, gate.Order{Policy: &o})
 	if err != nil && !g.ended() {
+		// It is not to go on with the old one.
+		g.conn.Close()
 		return 0, fmt.Errorf("change filter of names: %w", err)
 	}
 	return max(report.Killed, 0), nil
 }
 
-// gateTime is how long a gate may take to change its policy.
+// gateTime is how long a gate may take for what its guest is not asked for.
 const gateTime = 10 * time.Second
 
 // broker does what a gate asks for; see gate.Broker.

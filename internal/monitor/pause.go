@@ -44,72 +44,61 @@ func (m *monitor) Pause(ctx context.Context) error { return m.pause(ctx, "") }
 
 // pause is Pause, and says why.
 func (m *monitor) pause(ctx context.Context, reason string) error {
-	m.standing.Lock()
-	defer m.standing.Unlock()
-	if m.status() == api.StatusPaused {
+	return m.change(ctx, func(ctx context.Context) error {
+		if m.status() == api.StatusPaused {
+			return nil
+		}
+		err := fault.After("pause: stands", m.halt(ctx))
+		if err == nil {
+			err = m.setStatus(api.StatusPaused, reason)
+		}
+		if err != nil {
+			// It is not to stand while its record says that it runs.
+			return fmt.Errorf("pause %s: %w", m.id, errors.Join(err, m.catchUp(ctx)))
+		}
+		m.limit.stand()
+		m.emit(api.EventVMPause, because(reason))
 		return nil
-	}
-	err := fault.After("pause: stands", m.vm.Pause(ctx))
-	if err == nil {
-		err = m.setStatus(api.StatusPaused, reason)
-	}
-	if err != nil {
-		// It is not to stand while its record says that it runs.
-		return fmt.Errorf("pause %s: %w", m.id, errors.Join(err, m.vm.Resume(context.WithoutCancel(ctx))))
-	}
-	m.limit.stand()
-	m.emit(api.EventVMPause, because(reason))
-	return nil
+	})
 }
 
-// Resume implements control.Monitor. The guest's clock stood still; it is told
-// the time before its resumption is.
+// Resume implements control.Monitor.
 func (m *monitor) Resume(ctx context.Context) error {
-	m.standing.Lock()
-	defer m.standing.Unlock()
-	switch {
-	case m.status() != api.StatusPaused:
-		return nil
-	case m.left != nil:
-		return api.Errorf(api.ErrVMBusy, "VM %s is just giving its memory back", m.id).WithVM(m.id).WithHint("try again")
-	}
-	err := fault.After("resume: runs", m.vm.Resume(ctx))
-	if err == nil {
-		err = m.setStatus(api.StatusRunning, "")
-	}
-	if err != nil {
-		return fmt.Errorf("resume %s: %w", m.id, errors.Join(err, m.vm.Pause(context.WithoutCancel(ctx))))
-	}
-	m.limit.resume()
-	m.emit(api.EventVMResume, nil)
-	if err := m.tellGuest(ctx, gate.Order{SetTime: true}); err != nil {
-		return fmt.Errorf("set the guest's clock: %w", err)
-	}
-	return m.thaw(ctx)
+	return m.change(ctx, func(ctx context.Context) error {
+		switch {
+		case m.status() != api.StatusPaused:
+			return nil
+		case m.left != nil:
+			return m.givingBack()
+		}
+		err := fault.After("resume: runs", m.release(ctx))
+		if err == nil {
+			err = m.setStatus(api.StatusRunning, "")
+		}
+		if err != nil {
+			return fmt.Errorf("resume %s: %w", m.id, errors.Join(err, m.halt(ctx)))
+		}
+		m.limit.resume()
+		m.emit(api.EventVMResume, nil)
+		return m.catchUp(ctx)
+	})
 }
 
 // guestTime is how long a guest may take for what it is asked to do around a
 // pause.
 const guestTime = 20 * time.Second
 
-// growTime is how long it may take to grow a file system: a busy guest that is
-// emulated writes the tables of a hundred thousand groups of blocks.
-const growTime = 5 * time.Minute
-
 // tellGuest has the gate tell the guest something: the next gate, if this one
-// dies of it.
-func (m *monitor) tellGuest(ctx context.Context, o gate.Order) error {
-	limit := guestTime
-	if o.Resize != 0 {
-		limit = growTime
-	}
-	ctx, cancel := context.WithTimeoutCause(ctx, limit, errors.New("the guest does not answer"))
+// dies of it. The guest gets so long.
+func (m *monitor) tellGuest(ctx context.Context, limit time.Duration, o gate.Order) error {
+	deadline := time.Now().Add(limit)
+	ctx, cancel := context.WithTimeoutCause(ctx, limit+gateTime, errors.New("the gate does not answer"))
 	defer cancel()
 	for {
 		m.mu.Lock()
 		g := m.gate
 		m.mu.Unlock()
-		report, err := g.order(ctx, o)
+		report, err := g.orderUntil(ctx, deadline, o)
 		if err == nil || report.Error != "" || ctx.Err() != nil {
 			return err
 		}
@@ -128,22 +117,12 @@ func (m *monitor) tellGuest(ctx context.Context, o gate.Order) error {
 // commandsOnly. It is not given up when whoever wants to save goes: an order
 // that is broken off ends the gate.
 func (m *monitor) freeze(ctx context.Context, commandsOnly bool) error {
+	ctx, cancel := m.untilEnding(context.WithoutCancel(ctx))
+	defer cancel()
 	m.frozen = true
-	if err := m.tellGuest(context.WithoutCancel(ctx), gate.Order{Freeze: !commandsOnly, Hold: commandsOnly}); err != nil {
+	if err := m.tellGuest(ctx, guestTime, gate.Order{Freeze: !commandsOnly, Hold: commandsOnly}); err != nil {
 		return api.Errorf(api.ErrGuest, "have the guest hold still: %w", err).WithVM(m.id)
 	}
-	return nil
-}
-
-// thaw lets a guest that holds still go on, whoever still waits for it.
-func (m *monitor) thaw(ctx context.Context) error {
-	if !m.frozen {
-		return nil
-	}
-	if err := m.tellGuest(context.WithoutCancel(ctx), gate.Order{Thaw: true}); err != nil {
-		return fmt.Errorf("let the guest go on: %w", err)
-	}
-	m.frozen = false
 	return nil
 }
 
@@ -156,23 +135,31 @@ func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer cont
 		return answer, err
 	}
 	defer closeFiles()
-	m.standing.Lock()
-	defer m.standing.Unlock()
+	err = m.change(ctx, func(ctx context.Context) error {
+		answer, err = m.saveTo(ctx, to, saved)
+		return err
+	})
+	return answer, err
+}
+
+func (m *monitor) saveTo(ctx context.Context, to control.SaveRequest, saved vmm.Saved) (answer control.SaveAnswer, err error) {
+	if m.left != nil {
+		return answer, m.givingBack()
+	}
 	paused := m.status() == api.StatusPaused
 	if paused {
 		// So that its commands can be told. Some VMMs also do not save a
 		// machine twice that has not moved.
-		if err := m.vm.Resume(ctx); err != nil {
+		if err := m.release(ctx); err != nil {
 			return answer, fmt.Errorf("wake %s: %w", m.id, err)
 		}
 	}
-	if !m.record.Internal && !m.frozen {
-		// One that stays paused may be saved again, in another way.
+	if !m.record.Internal {
 		err = fault.After("save: frozen", m.freeze(ctx, to.Together && !paused))
 	}
 	began := time.Now()
 	if err == nil || paused {
-		err = errors.Join(err, m.vm.Pause(context.WithoutCancel(ctx)))
+		err = errors.Join(err, m.halt(ctx))
 	}
 	if err == nil {
 		err = context.Cause(ctx)
@@ -181,19 +168,31 @@ func (m *monitor) Save(ctx context.Context, to control.SaveRequest) (answer cont
 		answer, err = m.saveStanding(ctx, to, saved)
 		err = fault.After("save: written", err)
 	}
-	switch {
-	case paused:
+	if paused {
 		// It holds still until it is resumed.
+		m.rested = err == nil
 		return answer, err
-	case err == nil && to.Stand:
-		answer.Paused = time.Since(began)
-		m.limit.stand()
-		return answer, m.setStatus(api.StatusPaused, "it was saved, and was to be stopped")
+	}
+	if err == nil && to.Stand {
+		if err = m.setStatus(api.StatusPaused, "it was saved, and was to be stopped"); err == nil {
+			m.rested = true
+			answer.Paused = time.Since(began)
+			m.limit.stand()
+			return answer, nil
+		}
 	}
 	// Whatever became of it, and whoever still waits for it, the source goes on.
-	err = errors.Join(err, fault.After("save: goes on", m.vm.Resume(context.WithoutCancel(ctx))))
+	err = errors.Join(err, fault.After("save: goes on", m.release(ctx)))
 	answer.Paused = time.Since(began)
-	return answer, errors.Join(err, m.thaw(ctx))
+	if late := m.catchUp(ctx); late != nil {
+		// What was saved is good all the same.
+		m.log.Warn("the guest does not go on yet", "error", late)
+	}
+	return answer, err
+}
+
+func (m *monitor) givingBack() error {
+	return api.Errorf(api.ErrVMBusy, "VM %s is just giving its memory back", m.id).WithVM(m.id).WithHint("try again")
 }
 
 // saveStanding saves a machine that is paused.
@@ -209,7 +208,7 @@ func (m *monitor) saveStanding(ctx context.Context, to control.SaveRequest, save
 	}
 	if to.Overlay != "" {
 		work.Go(func() error {
-			method, err := disk.Clone(to.Overlay, m.layout.Overlay(m.id))
+			method, err := disk.Clone(ctx, to.Overlay, m.layout.Overlay(m.id))
 			answer.DiskMethod = string(method)
 			return scratch.Explain(err)
 		})
@@ -221,7 +220,7 @@ func (m *monitor) saveStanding(ctx context.Context, to control.SaveRequest, save
 // Leave implements control.Monitor. Once it is noted the machine ends, whoever
 // still waits for that.
 func (m *monitor) Leave(ctx context.Context, memory, state string) error {
-	if err := m.leave(&store.Saved{Memory: memory, State: state}); err != nil {
+	if err := m.leave(ctx, &store.Saved{Memory: memory, State: state}); err != nil {
 		return err
 	}
 	return m.Stop(context.WithoutCancel(ctx), 0)
@@ -229,14 +228,14 @@ func (m *monitor) Leave(ctx context.Context, memory, state string) error {
 
 // leave notes where the machine goes on from, if it has not moved since it
 // was saved.
-func (m *monitor) leave(left *store.Saved) error {
-	m.standing.Lock()
-	defer m.standing.Unlock()
-	if m.status() != api.StatusPaused || !m.frozen {
-		return api.Errorf(api.ErrVMBusy, "VM %s was resumed meanwhile", m.id).WithVM(m.id)
-	}
-	m.left = left
-	return nil
+func (m *monitor) leave(ctx context.Context, left *store.Saved) error {
+	return m.change(ctx, func(context.Context) error {
+		if !m.rested {
+			return api.Errorf(api.ErrVMBusy, "VM %s was resumed meanwhile", m.id).WithVM(m.id)
+		}
+		m.left = left
+		return nil
+	})
 }
 
 // createSaved makes the files that a machine is saved to.

@@ -3,6 +3,7 @@ package monitor
 import (
 	"context"
 	"fmt"
+	"time"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/disk"
@@ -20,43 +21,33 @@ const (
 // noted, whatever goes wrong is made good by the next start, or by asking
 // again.
 func (m *monitor) Resize(ctx context.Context, bytes int64) error {
-	m.standing.Lock()
-	defer m.standing.Unlock()
-	if status := m.status(); status != api.StatusRunning {
-		return api.Errorf(api.ErrVMNotRunning, "VM %s is %s meanwhile", m.id, status).WithVM(m.id).WithHint("vmsan resume %s", m.id)
-	}
-	if err := disk.Grow(m.layout.Overlay(m.id), bytes); err != nil {
-		return err
-	}
-	if err := m.save(func(r *store.Record) { r.Spec.DiskBytes, r.Grown = bytes, true }); err != nil {
-		return err
-	}
-	ctx, cancel := m.untilEnding(context.WithoutCancel(ctx))
-	defer cancel()
-	if err := m.vm.DiskResized(ctx, overlayDisk, bytes); err != nil {
-		return fmt.Errorf("tell the machine: %w", err)
-	}
-	return m.growGuest(ctx)
+	return m.change(ctx, func(context.Context) error {
+		if status := m.status(); status != api.StatusRunning {
+			return api.Errorf(api.ErrVMNotRunning, "VM %s is %s meanwhile", m.id, status).WithVM(m.id).WithHint("vmsan resume %s", m.id)
+		}
+		if err := disk.Grow(m.layout.Overlay(m.id), bytes); err != nil {
+			return err
+		}
+		if err := m.save(func(r *store.Record) { r.Spec.DiskBytes, r.Grown = bytes, true }); err != nil {
+			return err
+		}
+		ctx, cancel := m.untilEnding(context.WithoutCancel(ctx))
+		defer cancel()
+		if err := m.vm.DiskResized(ctx, overlayDisk, bytes); err != nil {
+			return fmt.Errorf("tell the machine: %w", err)
+		}
+		return m.growGuest(ctx)
+	})
 }
 
-// untilEnding is a context that ends when the sandbox begins to: whoever stops
-// it waits for no answer of a guest or a VMM that gives none.
-func (m *monitor) untilEnding(ctx context.Context) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithCancel(ctx)
-	go func() {
-		select {
-		case <-m.ending:
-			cancel()
-		case <-ctx.Done():
-		}
-	}()
-	return ctx, cancel
-}
+// growTime is how long it may take to grow a file system: a busy guest that is
+// emulated writes the tables of a hundred thousand groups of blocks.
+const growTime = 5 * time.Minute
 
 // growGuest has the guest grow the file system on its disk to the size of the
 // disk.
 func (m *monitor) growGuest(ctx context.Context) error {
-	if err := m.tellGuest(ctx, gate.Order{Resize: m.record.Spec.DiskBytes}); err != nil {
+	if err := m.tellGuest(ctx, growTime, gate.Order{Resize: m.record.Spec.DiskBytes}); err != nil {
 		return api.Errorf(api.ErrGuest, "the disk has grown, and the guest cannot use it yet: %w", err).WithVM(m.id).
 			WithHint("vmsan restart %s", m.id)
 	}

@@ -10,7 +10,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
-	"github.com/vmsan/vmsan/internal/gate"
 	"github.com/vmsan/vmsan/internal/store"
 	"github.com/vmsan/vmsan/internal/vmm"
 )
@@ -104,7 +103,14 @@ func (m *monitor) endStall(first, went bool, took time.Duration) {
 	if first {
 		m.emit(api.EventVMResume, nil)
 	}
-	if err := m.tellGuest(context.Background(), gate.Order{SetTime: true}); err != nil {
+	err := m.change(context.Background(), func(ctx context.Context) error {
+		if m.status() == api.StatusPaused {
+			return nil
+		}
+		m.stood = true
+		return m.catchUp(ctx)
+	})
+	if err != nil {
 		m.log.Warn("set the guest's clock", "stood", took, "error", err)
 	}
 }

@@ -29,18 +29,24 @@ func (n *Network) Kill(p policy.Policy) (killed int, err error) {
 		return 0, fmt.Errorf("open conntrack: %w", err)
 	}
 	defer flows.Close()
-	for range killTries {
-		var ended uint
-		ended, err = flows.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, forbidden{p, n.pool})
-		killed += int(ended)
-		if !errors.Is(err, netlink.ErrDumpInterrupted) {
-			break
-		}
-	}
+	killed, err = endFlows(flows, forbidden{p, n.pool})
 	if err != nil {
 		return killed, fmt.Errorf("end flows that are not allowed any more: %w", err)
 	}
 	return killed, nil
+}
+
+// endFlows ends those that match, and returns how many they were.
+func endFlows(flows *netlink.Handle, match netlink.CustomConntrackFilter) (n int, err error) {
+	for range killTries {
+		var ended uint
+		ended, err = flows.ConntrackDeleteFilters(netlink.ConntrackTable, unix.AF_INET, match)
+		n += int(ended)
+		if !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return n, err
 }
 
 // forbidden matches the flows that a policy does not allow.

@@ -14,6 +14,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"sync"
 	"time"
 
 	nfnetlink "github.com/mdlayher/netlink"
@@ -51,6 +52,13 @@ type Network struct {
 	tap     *os.File
 	sockets Sockets
 	rules   *firewall.Sandbox
+	losses  *firewall.Losses
+	uplink  netip.Addr // what the host sees the guest come from
+
+	mu     sync.Mutex // held while the host's rules change
+	policy policy.Policy
+	opened []string // devices; see noteOpened
+	closed bool
 }
 
 // Create makes a sandbox's network. On error nothing is left behind.
@@ -62,7 +70,7 @@ func Create(ctx context.Context, c Config) (n *Network, err error) {
 	if err != nil {
 		return nil, err
 	}
-	n = &Network{id: c.ID, pool: c.Pool}
+	n = &Network{id: c.ID, pool: c.Pool, policy: c.Policy, uplink: lease.uplink.Addr()}
 	var taken undo.Stack
 	defer func() {
 		if err != nil {
@@ -93,6 +101,9 @@ func Create(ctx context.Context, c Config) (n *Network, err error) {
 		return nil, explainFirewall(err)
 	}
 	if n.sockets.Denials, err = listenForDenials(in.log); err != nil {
+		return nil, explainFirewall(err)
+	}
+	if n.losses, err = firewall.WatchLosses(); err != nil {
 		return nil, explainFirewall(err)
 	}
 	if err := fault.After("network: host's rules made", host.rules.Install()); err != nil {
@@ -195,15 +206,29 @@ func (n *Network) Sockets() Sockets { return n.sockets }
 // SetPolicy replaces the policy, at once for new flows; those under way go on.
 // There is no moment at which anything else holds than one or the other.
 func (n *Network) SetPolicy(p policy.Policy) error {
+	return n.onHost(func(host *host) error {
+		// They may be lost just now.
+		if err := host.rules.Install(); err != nil {
+			return err
+		}
+		if err := n.rules.Set(p); err != nil {
+			return err
+		}
+		n.policy = p
+		return errors.Join(host.admit(n.id, p), n.noteOpened(host))
+	})
+}
+
+// onHost does something to the host's part while nobody else does.
+func (n *Network) onHost(do func(*host) error) error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	host, err := openHost()
 	if err != nil {
 		return err
 	}
 	defer host.close()
-	if err := n.rules.Set(p); err != nil {
-		return err
-	}
-	return host.admit(n.id, p)
+	return do(host)
 }
 
 // SetBandwidth replaces the limits.
@@ -260,6 +285,9 @@ func (n *Network) Shut(addresses []netip.Addr) error { return n.rules.Shut(addre
 // Close gives the network up. The kernel takes it apart behind, when the VMM
 // and the gate have ended as well: see Gone.
 func (n *Network) Close() error {
+	n.mu.Lock()
+	n.closed = true
+	n.mu.Unlock()
 	return errors.Join(n.close(), forget(n.id))
 }
 
@@ -269,6 +297,9 @@ func (n *Network) close() error {
 	var errs []error
 	if n.rules != nil {
 		errs = append(errs, n.rules.Close())
+	}
+	if n.losses != nil {
+		errs = append(errs, n.losses.Close())
 	}
 	errs = append(errs, n.sockets.close())
 	if n.tap != nil {

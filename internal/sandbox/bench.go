@@ -13,8 +13,12 @@ import (
 )
 
 // Bench measures what vmsan takes on this host with what new sandboxes get by
-// default. binary is vmsan's own. report is told each figure when it is known.
-func (s *Service) Bench(ctx context.Context, binary string, report func(api.BenchFigure)) (api.Bench, error) {
+// default. binary is vmsan's own. Figures are medians of so many rounds; report
+// is told each when it is known.
+func (s *Service) Bench(ctx context.Context, binary string, rounds int, report func(api.BenchFigure)) (api.Bench, error) {
+	if err := checkInteger("--rounds", rounds, 1, 1000, ""); err != nil {
+		return api.Bench{}, err
+	}
 	if err := s.Ready(); err != nil {
 		return api.Bench{}, err
 	}
@@ -46,7 +50,7 @@ func (s *Service) Bench(ctx context.Context, binary string, report func(api.Benc
 	bare := func(ctx context.Context) (time.Duration, error) {
 		return timing.Timed(func() error { return s.probe(ctx, driver, b.Accelerator, k) })
 	}
-	err = timing.Host(ctx, timing.Vmsan{Binary: binary, Dir: s.layout.Dir}, bare, func(f api.BenchFigure) {
+	err = timing.Host(ctx, timing.Vmsan{Binary: binary, Dir: s.layout.Dir}, bare, rounds, func(f api.BenchFigure) {
 		b.Figures = append(b.Figures, f)
 		report(f)
 	})

@@ -134,7 +134,7 @@ func (s *Service) plan(ctx context.Context, o CreateOptions) (*store.Record, err
 		return nil, err
 	}
 	spec := store.Spec{
-		Env: o.Env, Workdir: o.Workdir, User: o.User, Volumes: o.Volumes,
+		Env: o.Env, Workdir: o.Workdir, User: o.User, Volumes: o.Volumes, DiskRate: o.DiskRate, DiskIOPS: o.DiskIOPS,
 		Network: o.Network, Policy: o.Policy, Publications: o.Publications, Resolvers: o.Resolvers, Bandwidth: o.Bandwidth,
 		Pool: ready.Pool, RequireKVM: o.RequireKVM, Overcommit: o.Overcommit, NoSeccomp: o.NoSeccomp, NoCgroup: o.NoCgroup, NoPIDs: o.NoPIDs,
 		BootTimeout: o.BootTimeout, Timeout: o.Timeout, IdleTimeout: o.IdleTimeout, OnTimeout: o.OnTimeout,
@@ -266,7 +266,7 @@ func (s *Service) prepare(ctx context.Context, r *store.Record) error {
 	} else if source, err = disk.EnsureBlank(ctx, s.layout, r.Spec.DiskBytes); err != nil {
 		return err
 	}
-	method, err := disk.Clone(s.layout.Overlay(r.ID), source)
+	method, err := disk.Clone(ctx, s.layout.Overlay(r.ID), source)
 	if err != nil {
 		return err
 	}

@@ -8,6 +8,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/fault"
 	"github.com/vmsan/vmsan/internal/jail"
 	"github.com/vmsan/vmsan/internal/monitor"
@@ -63,27 +64,54 @@ func (s *Service) launch(ctx context.Context, r *store.Record, lock *store.Lock,
 	return s.await(ctx, r, cmd, report)
 }
 
-// stopAfterCancel is how long a monitor that is told to give up may take.
-const stopAfterCancel = 15 * time.Second
+const (
+	// stopAfterCancel is how long a monitor that is told to give up may take.
+	stopAfterCancel = 15 * time.Second
+	// reportTime is how long a monitor may take besides the time that the guest
+	// has to come up.
+	reportTime = time.Minute
+)
 
-// await waits for the monitor's report. If ctx ends first the monitor is told
-// to take everything back.
+// await waits for the monitor's report. If ctx ends first, or the report is
+// late, the monitor is told to take everything back.
 func (s *Service) await(ctx context.Context, r *store.Record, cmd *exec.Cmd, report *os.File) error {
 	reported := make(chan error, 1)
 	go func() { reported <- monitor.ReadReport(report) }()
+	limit := time.NewTimer(r.Spec.BootTimeout + reportTime)
+	defer limit.Stop()
+	var late error
 	select {
 	case err := <-reported:
-		if err != nil {
-			cmd.Wait()
-		} else {
-			// A program that lives longer than the sandbox would keep a
-			// zombie of it.
-			go cmd.Wait()
-		}
-		return err
+		return begun(cmd, err)
 	case <-ctx.Done():
+		late = context.Cause(ctx)
+	case <-limit.C:
+		select {
+		case err := <-reported: // while we were stopped ourselves
+			return begun(cmd, err)
+		default:
+		}
+		late = api.Errorf(api.ErrVMBoot, "the monitor of %s did not report in time and was ended", r.ID).WithVM(r.ID).
+			WithHint("vmsan doctor")
 	}
 	cmd.Process.Signal(syscall.SIGTERM)
+	awaitExit(cmd)
+	return late
+}
+
+// begun deals with a monitor that has reported err.
+func begun(cmd *exec.Cmd, err error) error {
+	if err != nil {
+		awaitExit(cmd)
+		return err
+	}
+	// A program that lives longer than the sandbox would keep a zombie of it.
+	go cmd.Wait()
+	return nil
+}
+
+// awaitExit waits for the end of a monitor that ends, and kills it if it hangs.
+func awaitExit(cmd *exec.Cmd) {
 	ended := make(chan struct{})
 	go func() {
 		cmd.Wait()
@@ -95,5 +123,4 @@ func (s *Service) await(ctx context.Context, r *store.Record, cmd *exec.Cmd, rep
 		cmd.Process.Kill()
 		<-ended
 	}
-	return context.Cause(ctx)
 }

@@ -91,7 +91,7 @@ func (s *Service) findLeftovers(ctx context.Context) (found []Leftover, err erro
 		}
 		errs = append(errs, err)
 	}
-	for _, look := range []func(context.Context) ([]Leftover, error){s.abandonedWork, s.forgottenSlots} {
+	for _, look := range []func(context.Context) ([]Leftover, error){s.endlessMonitors, s.abandonedWork, s.forgottenSlots} {
 		more, err := look(ctx)
 		found, errs = append(found, more...), append(errs, err)
 	}

@@ -26,6 +26,8 @@ type CreateOptions struct {
 	VCPUs     int   // 1..32; default 1
 	MemoryMiB int   // 64..; default 256
 	DiskBytes int64 // of the overlay; default 10 GiB
+	DiskRate  int64 // bytes a second, of each disk; 0: no limit
+	DiskIOPS  int64 // reads and writes a second, of each disk; 0: no limit
 
 	Volumes []store.Mount // made on demand, if they are written to
 
@@ -83,6 +85,10 @@ const (
 	DefaultDisk        = 10 << 30
 	MinDisk            = 16 << 20
 	MaxDisk            = 16 << 40
+	minDiskRate        = 1 << 20
+	maxDiskRate        = 1 << 40
+	minDiskIOPS        = 10
+	maxDiskIOPS        = 10_000_000
 	DefaultBootTimeout = 2 * time.Minute
 	maxBootTimeout     = time.Hour
 	maxLabels          = 64
@@ -107,6 +113,7 @@ func (o *CreateOptions) complete() error {
 		func() error { return checkInteger("--vcpus", o.VCPUs, 1, MaxVCPUs, "") },
 		func() error { return checkInteger("--memory", o.MemoryMiB, MinMemoryMiB, MaxMemoryMiB, " MiB") },
 		func() error { return checkDisk(o.DiskBytes) },
+		func() error { return checkDiskLimits(o.DiskRate, o.DiskIOPS) },
 		func() error { return checkName("--name", o.Name) },
 		func() error { return checkProject(o.Project) },
 		func() error { return checkLabels(o.Labels) },
@@ -178,6 +185,20 @@ func checkDisk(bytes int64) error {
 	if bytes < MinDisk || bytes > MaxDisk || bytes%4096 != 0 {
 		return api.Errorf(api.ErrValidationDiskSize,
 			"Invalid --disk: %d bytes. Must be a multiple of 4096 between 16 MiB and 16 TiB.", bytes).WithFlag("--disk")
+	}
+	return nil
+}
+
+// checkDiskLimits checks what a guest may do to each of its disks in a second.
+// With less than the least it would not boot in its time.
+func checkDiskLimits(rate, iops int64) error {
+	if rate != 0 && (rate < minDiskRate || rate > maxDiskRate) {
+		return api.Errorf(api.ErrValidationDiskSize, "Invalid --disk-rate: %d bytes a second. Must be between 1m and 1t.", rate).
+			WithFlag("--disk-rate")
+	}
+	if iops != 0 && (iops < minDiskIOPS || iops > maxDiskIOPS) {
+		return api.Errorf(api.ErrValidationInteger, "Invalid --disk-iops: \"%d\". Must be an integer between %d and %d.", iops,
+			minDiskIOPS, maxDiskIOPS).WithFlag("--disk-iops")
 	}
 	return nil
 }
@@ -376,6 +397,30 @@ func ParseDisk(flag, text string) (int64, error) {
 			"512m, between 16m and 16t.", flag, text).WithFlag(flag)
 	}
 	return bytes, nil
+}
+
+// ParseDiskRate reads bytes a second as a user types them, "50m" or "1gb". A bare
+// number is MiB.
+func ParseDiskRate(text string) (int64, error) {
+	bytes, err := parseSize(text, 1<<20)
+	if err == nil && bytes != 0 {
+		err = checkDiskLimits(bytes, 0)
+	}
+	if err != nil || bytes == 0 {
+		return 0, api.Errorf(api.ErrValidationDiskSize, "Invalid --disk-rate: %.80q. Expected MiB a second, or a size like 50m or "+
+			"1gb, between 1m and 1t.", text).WithFlag("--disk-rate")
+	}
+	return bytes, nil
+}
+
+// ParseDiskIOPS reads a number of reads and writes a second.
+func ParseDiskIOPS(text string) (int64, error) {
+	n, err := strconv.ParseInt(text, 10, 64)
+	if err != nil || n == 0 || text[0] == '+' {
+		return 0, api.Errorf(api.ErrValidationInteger, "Invalid --disk-iops: %.80q. Must be an integer between %d and %d.", text,
+			minDiskIOPS, maxDiskIOPS).WithFlag("--disk-iops")
+	}
+	return n, checkDiskLimits(0, n)
 }
 
 // ParseTotal reads the size of many things together; a bare number is GiB.

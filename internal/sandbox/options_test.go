@@ -72,6 +72,27 @@ func TestParseDisk(t *testing.T) {
 	}
 }
 
+func TestParseDiskLimits(t *testing.T) {
+	for text, want := range map[string]int64{"1": 1 << 20, "50": 50 << 20, "50m": 50 << 20, "2gb": 2 << 30, "1t": 1 << 40} {
+		if got, err := ParseDiskRate(text); got != want || err != nil {
+			t.Errorf("ParseDiskRate(%q) = %d, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "0", "0m", "1023k", "2t", "-1", "50mbit", "1.5g"} {
+		_, err := ParseDiskRate(text)
+		refused(t, err, api.ErrValidationDiskSize, "--disk-rate", text)
+	}
+	for text, want := range map[string]int64{"10": 10, "1000": 1000, "10000000": 10_000_000} {
+		if got, err := ParseDiskIOPS(text); got != want || err != nil {
+			t.Errorf("ParseDiskIOPS(%q) = %d, %v", text, got, err)
+		}
+	}
+	for _, text := range []string{"", "0", "9", "10000001", "-10", "+10", "1e3", "99999999999999999999"} {
+		_, err := ParseDiskIOPS(text)
+		refused(t, err, api.ErrValidationInteger, "--disk-iops", text)
+	}
+}
+
 // A2, except that a bare number is seconds: minutes are for time limits of
 // sandboxes.
 func TestParseDuration(t *testing.T) {

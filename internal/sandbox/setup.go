@@ -102,7 +102,7 @@ func (s *Service) setupTemplate(ctx context.Context, progress func(setup.Event))
 	}
 	progress(setup.Event{Step: stepTemplate, State: setup.Running, Detail: "booting and saving a sandbox with the defaults"})
 	began := time.Now()
-	made, err := s.MakeDefaultTemplate(ctx)
+	_, made, err := s.CreateTemplate(ctx, CreateOptions{})
 	switch {
 	case err != nil:
 		progress(setup.Event{Step: stepTemplate, State: setup.Failed, Detail: err.Error()})

@@ -376,7 +376,7 @@ func (s *Service) Restore(ctx context.Context, ref, snap string) (*store.Record,
 	r.Spec.Release, r.Spec.MemoryLeftMiB = s.releaseOf(m.Host), g.MemoryLeftMiB
 	r.Spec.VCPUs, r.Spec.MemoryMiB, r.Spec.DiskBytes = m.VCPUs, m.MemoryMiB, m.DiskBytes
 	r.Grown = false
-	err = fault.After("restore: disk replaced", s.replaceOverlay(r))
+	err = fault.After("restore: disk replaced", s.replaceOverlay(ctx, r))
 	if err == nil {
 		// Whatever the start is refused for, the next one goes on from there.
 		err = s.layout.Save(r)
@@ -390,12 +390,12 @@ func (s *Service) Restore(ctx context.Context, ref, snap string) (*store.Record,
 
 // replaceOverlay puts a copy of the saved disk in the place of the one there
 // is, which is kept until the copy is whole.
-func (s *Service) replaceOverlay(r *store.Record) error {
+func (s *Service) replaceOverlay(ctx context.Context, r *store.Record) error {
 	next := s.layout.Overlay(r.ID) + ".next"
 	if err := removeFile(next); err != nil {
 		return err
 	}
-	_, err := disk.Clone(next, overlayOf(r.Saved))
+	_, err := disk.Clone(ctx, next, overlayOf(r.Saved))
 	if err = fault.After("restore: disk cloned", err); err != nil {
 		return err
 	}

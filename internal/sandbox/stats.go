@@ -98,7 +98,8 @@ func (m *Meter) Measure(ctx context.Context) ([]api.Stats, error) {
 		if gone {
 			m.named = slices.DeleteFunc(m.named, func(id string) bool { return id == s.VM })
 		}
-		if gone || m.all && s.Host == nil && s.Status != api.StatusPaused {
+		// One whose processes have gone will say that it has stopped next time.
+		if gone || m.all && (s.Status == api.StatusStopped || s.Status == api.StatusError) {
 			m.seen[s.VM].forget()
 			delete(m.seen, s.VM)
 		}

@@ -68,28 +68,67 @@ const monitorTime = 20 * time.Second
 // everything it had on the host.
 func (s *Service) stop(ctx context.Context, r *store.Record, grace time.Duration) error {
 	return s.hookedStop(ctx, r, func() (bool, error) {
-		patience, cancel := context.WithTimeout(ctx, grace+monitorTime)
-		defer cancel()
-		err := control.Dial(s.layout.ControlSocket(r.ID)).Stop(patience, grace)
-		gone := errors.Is(err, control.ErrGone)
-		if err != nil && patience.Err() != nil && ctx.Err() == nil {
-			s.log.Warn("the monitor of a sandbox does not answer; ending it", "vm", r.ID)
-			err = r.Host.Monitor.Kill()
-			gone = err == nil // repair tells hooks of its end
-		}
-		if err != nil && !gone {
+		gone, err := s.endMonitor(ctx, r, grace)
+		if err != nil {
 			return false, err
 		}
 		if err := fault.After("stop: ended", nil); err != nil {
 			return false, err
 		}
 		lock, err := s.awaitEnd(ctx, r.ID)
+		if gone && api.HasCode(err, api.ErrTimeoutLock) {
+			lock, gone, err = s.endAgain(ctx, r, grace, err)
+		}
 		if err != nil {
 			return false, err
 		}
 		defer lock.Release()
 		return !gone, s.repair(ctx, r.ID)
 	})
+}
+
+// endMonitor has the monitor of r end the sandbox, and kills one that does not
+// in its time. gone tells whether it was not there, or was killed: repair then
+// tells hooks of its end.
+func (s *Service) endMonitor(ctx context.Context, r *store.Record, grace time.Duration) (gone bool, err error) {
+	patience, cancel := context.WithTimeout(ctx, grace+monitorTime)
+	defer cancel()
+	err = control.Dial(s.layout.ControlSocket(r.ID)).Stop(patience, grace)
+	if errors.Is(err, control.ErrGone) {
+		return true, nil
+	}
+	if err != nil && patience.Err() != nil && ctx.Err() == nil {
+		s.log.Warn("the monitor of a sandbox does not answer; ending it", "vm", r.ID)
+		err = r.Host.Monitor.Kill()
+		return err == nil, err
+	}
+	return false, err
+}
+
+// endAgain ends a sandbox that nobody listened for, though its lock, held, says
+// that it lives: by now one that was coming up does listen. A monitor that still
+// does not hangs, before it listens or when it has stopped to. held is why the
+// lock could not be had.
+func (s *Service) endAgain(ctx context.Context, r *store.Record, grace time.Duration, held error) (lock *store.Lock, gone bool, err error) {
+	now, err := s.layout.Load(r.ID)
+	if err == nil && now.Host.Monitor.PID != 0 {
+		r = now
+	}
+	gone, err = s.endMonitor(ctx, r, grace)
+	if err != nil {
+		return nil, false, err
+	}
+	if gone {
+		if r.Host.Monitor.PID == 0 {
+			return nil, false, held
+		}
+		s.log.Warn("the monitor of a sandbox neither answers nor ends; ending it", "vm", r.ID)
+		if err := r.Host.Monitor.Kill(); err != nil {
+			return nil, false, err
+		}
+	}
+	lock, err = s.awaitEnd(ctx, r.ID)
+	return lock, gone, err
 }
 
 // hookedStop runs the hooks around the end of r. end tells whether it was the

@@ -169,7 +169,7 @@ func templateSpec(spec store.Spec) store.Spec {
 	return store.Spec{
 		Image: spec.Image, ImageName: spec.ImageName, Kernel: spec.Kernel, Driver: spec.Driver, Accelerator: spec.Accelerator, Release: spec.Release,
 		VCPUs: spec.VCPUs, MemoryMiB: spec.MemoryMiB, DiskBytes: spec.DiskBytes, Init: spec.Init,
-		Network: network, BootTimeout: spec.BootTimeout,
+		Network: network, BootTimeout: spec.BootTimeout, NoCgroup: spec.NoCgroup,
 	}
 }
 
@@ -186,18 +186,67 @@ func (s *Service) MakeTemplate(ctx context.Context, spec store.Spec) error {
 		return err
 	}
 	defer lock.Release()
-	if s.template(ctx, spec) != nil {
-		return nil
+	_, _, err = s.ensureTemplate(ctx, spec, name)
+	return err
+}
+
+// CreateTemplate makes the template that sandboxes of o start from, and tells
+// whether it was not there yet. It waits for somebody else who is making it.
+func (s *Service) CreateTemplate(ctx context.Context, o CreateOptions) (m snapshot.Manifest, made bool, err error) {
+	if err := o.complete(); err != nil {
+		return m, false, err
+	}
+	o.Cold = true // it is looked for below, where nobody else makes it
+	record, err := s.plan(ctx, o)
+	if err != nil {
+		return m, false, err
+	}
+	spec := templateSpec(record.Spec)
+	spec.Overcommit = o.Overcommit // which the one beside a sandbox leaves to its host
+	_, name, err := s.templateOf(ctx, spec)
+	if err != nil {
+		return m, false, err
+	}
+	lock, err := s.awaitTemplateLock(ctx, name)
+	if err != nil {
+		return m, false, fmt.Errorf("wait for whoever makes the template: %w", err)
+	}
+	defer lock.Release()
+	return s.ensureTemplate(ctx, spec, name)
+}
+
+// awaitTemplateLock waits as long as ctx lets it: whoever holds the lock boots
+// a machine.
+func (s *Service) awaitTemplateLock(ctx context.Context, name string) (*store.Lock, error) {
+	for {
+		lock, held, err := store.TryLock(s.layout.TemplateLock(name))
+		if err != nil || !held {
+			return lock, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, context.Cause(ctx)
+		case <-time.After(100 * time.Millisecond):
+		}
+	}
+}
+
+// ensureTemplate makes the template for spec, unless it is there. The caller
+// holds its lock.
+func (s *Service) ensureTemplate(ctx context.Context, spec store.Spec, name string) (m snapshot.Manifest, made bool, err error) {
+	if saved := s.template(ctx, spec); saved != nil {
+		m, err = s.templates().Get(saved.Snapshot)
+		return m, false, err
 	}
 	o := CreateOptions{Ephemeral: true, internal: true}
 	r, err := s.bring(ctx, o.record(spec), nil)
 	if err != nil {
-		return fmt.Errorf("boot: %w", err)
+		return m, false, fmt.Errorf("boot: %w", err)
 	}
 	holds, release := context.WithCancel(context.WithoutCancel(ctx))
 	holding := make(chan error, 1)
 	go func() { holding <- s.Hold(holds, r) }()
-	m, _, err := s.saveAs(ctx, s.templates(), r, name, false)
+	m, _, err = s.saveAs(ctx, s.templates(), r, name, false)
 	_, removeErr := s.Remove(context.WithoutCancel(ctx), r.ID, true)
 	release()
 	<-holding
@@ -206,21 +255,8 @@ func (s *Service) MakeTemplate(ctx context.Context, spec store.Spec) error {
 	} else {
 		s.emit(api.Event{Type: api.EventTemplateCreate, Template: m.ID, Image: spec.ImageName, ImageDigest: spec.Image})
 	}
-	return errors.Join(err, removeErr)
-}
-
-// MakeDefaultTemplate makes the template of a sandbox with the defaults, and
-// tells whether it was not there yet.
-func (s *Service) MakeDefaultTemplate(ctx context.Context) (made bool, err error) {
-	var o CreateOptions
-	if err := o.complete(); err != nil {
-		return false, err
-	}
-	record, err := s.plan(ctx, o)
-	if err != nil || record.Saved != nil {
-		return false, err
-	}
-	return true, s.MakeTemplate(ctx, record.Spec)
+	err = errors.Join(err, removeErr)
+	return m, err == nil, err
 }
 
 // ReadTemplateSpec reads what startMaker has written.

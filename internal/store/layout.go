@@ -179,7 +179,9 @@ func (l Layout) Sandbox(id string) string { return filepath.Join(l.Sandboxes(), 
 func (l Layout) Record(id string) string { return filepath.Join(l.Sandbox(id), "record.json") }
 
 // SandboxLock is held by a sandbox's monitor as proof of life.
-func (l Layout) SandboxLock(id string) string { return filepath.Join(l.Sandbox(id), "lock") }
+func (l Layout) SandboxLock(id string) string { return filepath.Join(l.Sandbox(id), lockName) }
+
+const lockName = "lock"
 
 // Overlay is a sandbox's own writable disk.
 func (l Layout) Overlay(id string) string { return filepath.Join(l.Sandbox(id), "overlay.ext4") }

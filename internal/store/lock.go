@@ -10,8 +10,6 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/vmsan/vmsan/api"
 )
 
 // Lock is a flock(2) on a file: the kernel lets it go when the last process
@@ -22,11 +20,12 @@ type Lock struct{ file *os.File }
 // lockWait bounds the wait for a lock whose holder only does a little work.
 const lockWait = 30 * time.Second
 
+var errLockWait = errors.New("the lock was not free in time")
+
 // AcquireLock takes the lock at path, which is made if need be, and waits
 // for it until ctx ends, for 30 seconds at most.
 func AcquireLock(ctx context.Context, path string) (*Lock, error) {
-	ctx, cancel := context.WithTimeoutCause(ctx, lockWait,
-		api.Errorf(api.ErrTimeoutLock, "%s is held by another vmsan for more than %s", path, lockWait))
+	ctx, cancel := context.WithTimeoutCause(ctx, lockWait, errLockWait)
 	defer cancel()
 	file, err := openLock(path)
 	if err != nil {
@@ -43,7 +42,10 @@ func AcquireLock(ctx context.Context, path string) (*Lock, error) {
 			<-taken
 			file.Close()
 		}()
-		return nil, fmt.Errorf("lock %s: %w", path, context.Cause(ctx))
+		if err = context.Cause(ctx); err == errLockWait {
+			err = lockTimeout(path)
+		}
+		return nil, fmt.Errorf("lock %s: %w", path, err)
 	}
 	if err != nil {
 		file.Close()

@@ -72,7 +72,18 @@ func statFields(pid int, wanted ...int) (values [3]uint64, err error) {
 // Kill kills the process that p names, if it still is that process, and waits
 // until it is gone: what it holds is free only then.
 func (p Process) Kill() error {
-	return p.signal(unix.SIGKILL, func(fd int) error { return awaitEnd(fd, killWait) })
+	if err := p.signal(unix.SIGKILL, func(fd int) error { return awaitEnd(fd, killWait) }); err != nil {
+		return fmt.Errorf("kill: %w", err)
+	}
+	return nil
+}
+
+// ErrLives is what Await returns of a process that has not ended in time.
+var ErrLives = errors.New("it does not end")
+
+// Await waits until the process that p names has ended, for limit at most.
+func (p Process) Await(limit time.Duration) error {
+	return p.signal(0, func(fd int) error { return awaitEnd(fd, limit) })
 }
 
 // Signal sends the process that p names a signal, if it still is that process.
@@ -102,7 +113,7 @@ func (p Process) signal(number unix.Signal, wait func(fd int) error) error {
 		return fmt.Errorf("send process %d signal %d: %w", p.PID, number, err)
 	}
 	if err := wait(fd); err != nil {
-		return fmt.Errorf("process %d was killed: %w", p.PID, err)
+		return fmt.Errorf("process %d: %w", p.PID, err)
 	}
 	return nil
 }
@@ -115,7 +126,7 @@ func awaitEnd(fd int, limit time.Duration) error {
 	for deadline := time.Now().Add(limit); ; {
 		left := time.Until(deadline)
 		if left <= 0 {
-			return errors.New("it does not end")
+			return ErrLives
 		}
 		n, err := unix.Poll([]unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}, int(left.Milliseconds())+1)
 		if err != nil && !errors.Is(err, unix.EINTR) {

@@ -102,6 +102,10 @@ type Spec struct {
 	Init string `json:"init,omitempty"`
 	// Volumes are the machine's disks behind its own.
 	Volumes []Mount `json:"volumes,omitempty"`
+	// DiskRate, in bytes a second, and DiskIOPS are what it may read and write
+	// of each of its disks. 0: as much as it likes.
+	DiskRate int64 `json:"disk_rate,omitempty"`
+	DiskIOPS int64 `json:"disk_iops,omitempty"`
 	// Network is "nat", "none", or, for vmsan's own templates, "detached": a
 	// device that leads nowhere. What follows is of the first.
 	Network string        `json:"network"`

@@ -30,6 +30,7 @@ func (r *Record) Show() api.VM {
 		VCPUs: r.Spec.VCPUs, MemoryMiB: r.Spec.MemoryMiB, MemoryLeftMiB: r.Spec.MemoryLeftMiB, DiskBytes: r.Spec.DiskBytes,
 		Network: r.Spec.Network, Init: r.Spec.Init, User: r.Spec.User, Workdir: r.Spec.Workdir, Env: r.Spec.Env,
 		Main: r.Spec.Main, Restart: r.Spec.Restart, Volumes: texts(r.Spec.Volumes),
+		DiskBytesPerSecond: r.Spec.DiskRate, DiskIOPS: r.Spec.DiskIOPS,
 		TimeoutMs: r.Spec.Timeout.Milliseconds(), IdleTimeoutMs: r.Spec.IdleTimeout.Milliseconds(), OnTimeout: r.Spec.OnTimeout,
 		TimeoutAt: timeOrNil(r.TimeoutAt), TimeoutLeftMs: max(r.TimeoutLeft, 0).Milliseconds(),
 		Trace: r.Trace,

@@ -44,7 +44,7 @@ func (m Machine) Overlay(t testing.TB) string {
 		t.Fatal(err)
 	}
 	path := filepath.Join(t.TempDir(), "overlay.ext4")
-	if _, err := disk.Clone(path, blank); err != nil {
+	if _, err := disk.Clone(t.Context(), path, blank); err != nil {
 		t.Fatal(err)
 	}
 	return path

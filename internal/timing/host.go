@@ -14,10 +14,11 @@ import (
 
 // Host measures what vmsan does on this host, each figure beside its floor:
 // what the same would take without vmsan. bare boots a machine that has nothing
-// but a kernel and our agent. report is told each figure when it is known. It
-// takes about a minute where machines are emulated.
-func Host(ctx context.Context, v Vmsan, bare func(context.Context) (time.Duration, error), report func(api.BenchFigure)) (err error) {
-	h := host{Vmsan: v, bare: bare, report: report}
+// but a kernel and our agent. Figures are medians of so many rounds, or more of
+// what is quick; report is told each when it is known. Three rounds take about
+// a minute where machines are emulated.
+func Host(ctx context.Context, v Vmsan, bare func(context.Context) (time.Duration, error), rounds int, report func(api.BenchFigure)) (err error) {
+	h := host{Vmsan: v, bare: bare, rounds: rounds, report: report}
 	if err := h.boot(ctx); err != nil {
 		return err
 	}
@@ -41,16 +42,14 @@ func Host(ctx context.Context, v Vmsan, bare func(context.Context) (time.Duratio
 type host struct {
 	Vmsan
 	bare   func(context.Context) (time.Duration, error)
+	rounds int // of what takes seconds
 	report func(api.BenchFigure)
 	vm     string
 	execs  time.Duration // what exec takes
 }
 
-// rounds is how often what takes seconds is measured, quick what does not.
-const (
-	rounds = 3
-	quick  = 15
-)
+// quick is how often what does not take seconds is measured in a round.
+const quick = 5
 
 // repeat is the median of several times.
 func repeat(n int, measure func() (time.Duration, error)) (time.Duration, error) {
@@ -81,11 +80,11 @@ func (h *host) rate(what string, took, floor time.Duration, floorIs string) {
 const bulk = 64 << 20
 
 func (h *host) boot(ctx context.Context) error {
-	floor, err := repeat(rounds, func() (time.Duration, error) { return h.bare(ctx) })
+	floor, err := repeat(h.rounds, func() (time.Duration, error) { return h.bare(ctx) })
 	if err != nil {
 		return fmt.Errorf("boot a bare machine: %w", err)
 	}
-	took, err := repeat(rounds, func() (time.Duration, error) {
+	took, err := repeat(h.rounds, func() (time.Duration, error) {
 		return h.Run(ctx, nil, "run", "--cold", "--network", "none", "--", "/bin/true")
 	})
 	if err == nil {
@@ -101,7 +100,7 @@ func (h *host) inGuest(ctx context.Context, script string) (time.Duration, error
 }
 
 func (h *host) exec(ctx context.Context) (err error) {
-	h.execs, err = repeat(quick, func() (time.Duration, error) { return h.Run(ctx, nil, "exec", "--no-stdin", h.vm, "--", "/bin/true") })
+	h.execs, err = repeat(quick*h.rounds, func() (time.Duration, error) { return h.Run(ctx, nil, "exec", "--no-stdin", h.vm, "--", "/bin/true") })
 	if err != nil {
 		return err
 	}
@@ -114,7 +113,7 @@ func (h *host) exec(ctx context.Context) (err error) {
 }
 
 func (h *host) warm(ctx context.Context) error {
-	took, err := repeat(rounds, func() (time.Duration, error) {
+	took, err := repeat(h.rounds, func() (time.Duration, error) {
 		return h.Run(ctx, nil, "run", "--network", "none", "--", "/bin/true")
 	})
 	if err == nil {
@@ -125,11 +124,11 @@ func (h *host) warm(ctx context.Context) error {
 
 func (h *host) stdout(ctx context.Context) error {
 	produce := fmt.Sprintf("head -c %d /dev/zero", bulk)
-	floor, err := repeat(rounds, func() (time.Duration, error) { return h.inGuest(ctx, produce+" >/dev/null") })
+	floor, err := repeat(h.rounds, func() (time.Duration, error) { return h.inGuest(ctx, produce+" >/dev/null") })
 	if err != nil {
 		return err
 	}
-	took, err := repeat(rounds, func() (time.Duration, error) {
+	took, err := repeat(h.rounds, func() (time.Duration, error) {
 		var count Counter
 		took, err := h.Run(ctx, &count, "exec", "--no-stdin", h.vm, "--", "sh", "-c", produce)
 		if err == nil && count != bulk {
@@ -144,11 +143,11 @@ func (h *host) stdout(ctx context.Context) error {
 }
 
 func (h *host) disk(ctx context.Context) error {
-	floor, err := repeat(rounds, h.writeHere)
+	floor, err := repeat(h.rounds, h.writeHere)
 	if err != nil {
 		return err
 	}
-	took, err := repeat(rounds, func() (time.Duration, error) {
+	took, err := repeat(h.rounds, func() (time.Duration, error) {
 		return h.inGuest(ctx, fmt.Sprintf("head -c %d /dev/zero >/root/bench && sync /root/bench && rm /root/bench", bulk))
 	})
 	if err == nil {

@@ -36,10 +36,11 @@ func Timed(f func() error) (time.Duration, error) {
 	return time.Since(began), err
 }
 
-// Median is the middle of several figures, which a busy moment does not move.
+// Median is the middle of several figures, which a busy moment does not move;
+// of an even number of them, what is between the two in the middle.
 func Median(d []time.Duration) time.Duration {
 	sorted := slices.Sorted(slices.Values(d))
-	return sorted[len(sorted)/2]
+	return (sorted[(len(sorted)-1)/2] + sorted[len(sorted)/2]) / 2
 }
 
 // Counter counts the bytes that are written to it.

@@ -61,6 +61,15 @@ type Disk struct {
 	Name     string // of the device, letters only
 	File     *os.File
 	ReadOnly bool
+	Limit    DiskLimit
+}
+
+// DiskLimit is what a guest may read and write of one disk, together. It is no
+// part of what is saved: a machine that goes on has that of its own spec. 0 is
+// no limit.
+type DiskLimit struct {
+	BytesPerSecond int64
+	OpsPerSecond   int64 // reads and writes; whether flushes count is the driver's business
 }
 
 // NIC is a network device. The driver does not close its files.
@@ -184,9 +193,10 @@ type VM interface {
 	Done() <-chan struct{}
 	// Exit says how the VMM ended. Only after Done.
 	Exit() Exit
-	// Pause stops the guest's CPUs; pausing twice is fine.
+	// Pause stops the guest's CPUs; pausing twice is fine. A VMM still takes
+	// orders after one that ctx ended, though nobody knows what became of that.
 	Pause(ctx context.Context) error
-	// Resume lets them go on; resuming what runs is fine.
+	// Resume lets them go on; resuming what runs is fine. As for Pause.
 	Resume(ctx context.Context) error
 	// Save writes the machine to files that are empty. It has to be paused,
 	// and stays so, as it was, whether Save succeeds, fails or is given up

@@ -102,7 +102,7 @@ func (s Store) make(ctx context.Context, name string, size int64) error {
 	if err := os.MkdirAll(draft.dir(name), 0o700); err != nil {
 		return err
 	}
-	if _, err := disk.Clone(draft.Path(name), blank); err != nil {
+	if _, err := disk.Clone(ctx, draft.Path(name), blank); err != nil {
 		return err
 	}
 	if err := syncFile(draft.Path(name)); err != nil {

@@ -94,6 +94,11 @@ func (h *Host) has(chain string) bool {
 	return err == nil
 }
 
+// Intact tells whether the table is there, with what Admit has put into it.
+func (h *Host) Intact(link string, p policy.Policy) bool {
+	return h.has(version) && (len(p.AllowedCIDRs) == 0 || h.has(link))
+}
+
 // input keeps sandboxes from the host's own addresses, but for those that an
 // allowed CIDR of theirs names.
 func (h *Host) input(w *writer) {
@@ -220,6 +225,18 @@ func (h *Host) AddOpened(device string) error {
 		return fmt.Errorf("keep %s from forwarding: %w", device, err)
 	}
 	return nil
+}
+
+// Opened are the devices of AddOpened.
+func (h *Host) Opened() (devices []string, err error) {
+	have, err := h.conn.GetSetElements(h.opened)
+	if err != nil {
+		return nil, fmt.Errorf("list devices that forward: %w", err)
+	}
+	for _, e := range have {
+		devices = append(devices, strings.TrimRight(string(e.Key), "\x00"))
+	}
+	return devices, nil
 }
 
 // ForgetOpened is for when the host has begun to forward.

@@ -106,11 +106,14 @@ func Describe(s vmm.Spec) string {
 // Machine is a guest that runs in this process. Its methods besides vmm.VM's
 // are what a test can do to it.
 type Machine struct {
-	spec  vmm.Spec
-	link  vmm.Link
-	gate  *pausable
-	guest *guest
-	saved atomic.Bool // since it was paused
+	spec     vmm.Spec
+	link     vmm.Link
+	gate     *pausable
+	guest    *guest
+	saved    atomic.Bool  // since it was paused
+	refusals atomic.Int32 // how often Resume is to fail
+	onResume atomic.Pointer[func()]
+	onSave   atomic.Pointer[func()]
 
 	up   sync.Once
 	end  sync.Once
@@ -219,14 +222,33 @@ func (vm *Machine) Pause(context.Context) error {
 	}
 }
 
+// RefuseResume has the next calls of Resume fail.
+func (vm *Machine) RefuseResume(times int) { vm.refusals.Store(int32(times)) }
+
+// OnResume has do be called when the guest goes on the next time.
+func (vm *Machine) OnResume(do func()) { vm.onResume.Store(&do) }
+
+// OnSave has do be called by the next Save, which then goes on until its context
+// ends.
+func (vm *Machine) OnSave(do func()) { vm.onSave.Store(&do) }
+
+// Stands tells whether the guest's CPUs stand still.
+func (vm *Machine) Stands() bool { return vm.gate.isShut() }
+
 // Resume lets it go on.
 func (vm *Machine) Resume(context.Context) error {
+	if vm.refusals.Add(-1) >= 0 {
+		return errors.New("not now")
+	}
 	select {
 	case <-vm.gone:
 		return errEnded
 	default:
 		vm.saved.Store(false)
 		vm.gate.open()
+		if do := vm.onResume.Swap(nil); do != nil {
+			(*do)()
+		}
 		return nil
 	}
 }

@@ -2,6 +2,7 @@ package fake
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -29,6 +30,8 @@ type guest struct {
 	server   *http.Server
 	serving  sync.WaitGroup
 	disk     atomic.Int64 // the size of its disk, if that has changed
+	still    atomic.Bool  // its commands hold still
+	refusals atomic.Int32 // how often it will not let them go on
 
 	mu       sync.Mutex
 	identity []link.Identity
@@ -99,6 +102,27 @@ func (g *guest) PowerOff(context.Context, *connect.Request[guestv1.PowerOffReque
 	time.AfterFunc(5*time.Millisecond, g.powerOff)
 	return connect.NewResponse(&guestv1.PowerOffResponse{}), nil
 }
+
+// Freeze implements guestv1connect.HostHandler.
+func (g *guest) Freeze(context.Context, *connect.Request[guestv1.FreezeRequest]) (*connect.Response[guestv1.FreezeResponse], error) {
+	g.still.Store(true)
+	return connect.NewResponse(&guestv1.FreezeResponse{}), nil
+}
+
+// Thaw implements guestv1connect.HostHandler.
+func (g *guest) Thaw(context.Context, *connect.Request[guestv1.ThawRequest]) (*connect.Response[guestv1.ThawResponse], error) {
+	if g.refusals.Add(-1) >= 0 {
+		return nil, connect.NewError(connect.CodeInternal, errors.New("not now"))
+	}
+	g.still.Store(false)
+	return connect.NewResponse(&guestv1.ThawResponse{}), nil
+}
+
+// HoldsStill tells whether the guest was asked to hold still, and not yet to go on.
+func (vm *Machine) HoldsStill() bool { return vm.guest.still.Load() }
+
+// RefuseThaw has the guest fail the next times that it is asked to go on.
+func (vm *Machine) RefuseThaw(times int) { vm.guest.refusals.Store(int32(times)) }
 
 // Resize implements guestv1connect.HostHandler.
 func (g *guest) Resize(_ context.Context, request *connect.Request[guestv1.ResizeRequest]) (*connect.Response[guestv1.ResizeResponse], error) {

@@ -55,6 +55,11 @@ func (vm *Machine) Save(ctx context.Context, to vmm.Saved) error {
 	case ctx.Err() != nil:
 		return fmt.Errorf("save machine: %w", context.Cause(ctx))
 	}
+	if do := vm.onSave.Swap(nil); do != nil {
+		(*do)()
+		<-ctx.Done()
+		return fmt.Errorf("save machine: %w", context.Cause(ctx))
+	}
 	vm.guest.mu.Lock()
 	s := stream{devicesOf(vm.spec), maps.Clone(vm.guest.files)}
 	vm.guest.mu.Unlock()

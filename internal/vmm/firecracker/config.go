@@ -3,6 +3,7 @@ package firecracker
 import (
 	"runtime"
 	"strings"
+	"time"
 
 	"github.com/vmsan/vmsan/internal/vmm"
 )
@@ -52,6 +53,23 @@ type (
 		ReadOnly  bool   `json:"is_read_only"`
 		CacheType string `json:"cache_type"`
 		IOEngine  string `json:"io_engine"`
+		// Absent without a limit.
+		Limiter *rateLimiter `json:"rate_limiter,omitempty"`
+	}
+	// A drive that goes on, with another limit than it may have been saved with.
+	driveLimit struct {
+		ID      string      `json:"drive_id"`
+		Limiter rateLimiter `json:"rate_limiter"`
+	}
+	// A bucket of no size is no limit. One that is absent would be, of a drive
+	// that runs, what it was.
+	rateLimiter struct {
+		Bandwidth tokenBucket `json:"bandwidth"`
+		Ops       tokenBucket `json:"ops"`
+	}
+	tokenBucket struct {
+		Size         int64 `json:"size"`        // bytes or operations
+		RefillMillis int64 `json:"refill_time"` // in which it is filled once
 	}
 	// A drive that runs, of which Firecracker is to look at the size anew.
 	driveUpdate struct {
@@ -107,9 +125,11 @@ func configuration(spec vmm.Spec) []request {
 	}
 	for _, d := range spec.Disks {
 		// What the guest flushes reaches the host's disk.
-		list = append(list, request{"PUT", "/drives/" + d.Name, drive{
-			ID: d.Name, Path: diskDirectory + d.Name, ReadOnly: d.ReadOnly, CacheType: "Writeback", IOEngine: "Sync",
-		}})
+		made := drive{ID: d.Name, Path: diskDirectory + d.Name, ReadOnly: d.ReadOnly, CacheType: "Writeback", IOEngine: "Sync"}
+		if d.Limit != (vmm.DiskLimit{}) {
+			made.Limiter = new(limiter(d.Limit))
+		}
+		list = append(list, request{"PUT", "/drives/" + d.Name, made})
 	}
 	if spec.NIC != nil {
 		list = append(list, request{"PUT", "/network-interfaces/" + nicID, networkInterface{
@@ -125,16 +145,28 @@ func configuration(spec vmm.Spec) []request {
 	)
 }
 
+func limiter(l vmm.DiskLimit) rateLimiter {
+	return rateLimiter{bucket(l.BytesPerSecond), bucket(l.OpsPerSecond)}
+}
+
+func bucket(perSecond int64) tokenBucket {
+	return tokenBucket{Size: perSecond, RefillMillis: time.Second.Milliseconds()}
+}
+
 func instanceStart() request { return request{"PUT", "/actions", action{"InstanceStart"}} }
 
 func flushMetrics() request { return request{"PUT", "/actions", action{"FlushMetrics"}} }
 
 // loading lists what makes a machine out of one that was saved. All paths and
 // names in it are the same in every jail.
-func loading() []request {
-	return []request{{"PUT", "/snapshot/load", snapshotLoad{
+func loading(disks []vmm.Disk) []request {
+	list := []request{{"PUT", "/snapshot/load", snapshotLoad{
 		State: jailState, Memory: memoryBackend{"File", jailMemory},
 	}}}
+	for _, d := range disks {
+		list = append(list, request{"PATCH", "/drives/" + d.Name, driveLimit{d.Name, limiter(d.Limit)}})
+	}
+	return list
 }
 
 func saving() request {

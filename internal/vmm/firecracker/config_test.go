@@ -68,9 +68,33 @@ PUT /actions {"action_type":"InstanceStart"}
 
 // TestRequestsRestored names nothing that differs between sandboxes.
 func TestRequestsRestored(t *testing.T) {
-	compare(t, list(t, append(loading(), state("Resumed"))...),
+	compare(t, list(t, append(loading(testSpec().Disks), state("Resumed"))...),
 		`PUT /snapshot/load {"snapshot_path":"/saved/state","mem_backend":{"backend_type":"File","backend_path":"/saved/memory"},"resume_vm":false}
+PATCH /drives/image {"drive_id":"image","rate_limiter":{"bandwidth":{"size":0,"refill_time":1000},"ops":{"size":0,"refill_time":1000}}}
+PATCH /drives/overlay {"drive_id":"overlay","rate_limiter":{"bandwidth":{"size":0,"refill_time":1000},"ops":{"size":0,"refill_time":1000}}}
 PATCH /vm {"state":"Resumed"}
+`)
+}
+
+// TestRequestsLimited: a limit is the same for a drive that boots and for one
+// that goes on.
+func TestRequestsLimited(t *testing.T) {
+	spec := testSpec()
+	spec.Disks = []vmm.Disk{{Name: "overlay", Limit: vmm.DiskLimit{BytesPerSecond: 50 << 20, OpsPerSecond: 1000}}, {Name: "volumea", Limit: vmm.DiskLimit{OpsPerSecond: 10}}}
+	var drives []request
+	for _, r := range append(configuration(spec), loading(spec.Disks)...) {
+		if strings.HasPrefix(r.path, "/drives/") {
+			drives = append(drives, r)
+		}
+	}
+	const rest = `"is_root_device":false,"is_read_only":false,"cache_type":"Writeback","io_engine":"Sync",`
+	const both = `"rate_limiter":{"bandwidth":{"size":52428800,"refill_time":1000},"ops":{"size":1000,"refill_time":1000}}}`
+	const ops = `"rate_limiter":{"bandwidth":{"size":0,"refill_time":1000},"ops":{"size":10,"refill_time":1000}}}`
+	compare(t, list(t, drives...),
+		`PUT /drives/overlay {"drive_id":"overlay","path_on_host":"/disks/overlay",`+rest+both+`
+PUT /drives/volumea {"drive_id":"volumea","path_on_host":"/disks/volumea",`+rest+ops+`
+PATCH /drives/overlay {"drive_id":"overlay",`+both+`
+PATCH /drives/volumea {"drive_id":"volumea",`+ops+`
 `)
 }
 

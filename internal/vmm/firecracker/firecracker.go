@@ -109,6 +109,7 @@ type virtualMachine struct {
 	turn    sync.Mutex // held while the machine's state changes
 	largest int64      // that Firecracker may make a file, in bytes
 	running atomic.Bool
+	unsure  bool // the last change of running failed; guarded by turn
 
 	mu          sync.Mutex          // guards connections
 	connections map[uint32]*os.File // the last one to each port of the guest's
@@ -308,14 +309,15 @@ func (vm *virtualMachine) Resume(ctx context.Context) error { return vm.change(c
 func (vm *virtualMachine) change(ctx context.Context, running bool) error {
 	vm.turn.Lock()
 	defer vm.turn.Unlock()
-	if err := vm.alive(); err != nil || vm.running.Load() == running {
+	if err := vm.alive(); err != nil || vm.running.Load() == running && !vm.unsure {
 		return err
 	}
 	wanted := "Paused"
 	if running {
 		wanted = "Resumed"
 	}
-	if err := vm.api.each(ctx, []request{state(wanted)}); err != nil {
+	err := vm.api.each(ctx, []request{state(wanted)})
+	if vm.unsure = err != nil; vm.unsure {
 		return err
 	}
 	vm.running.Store(running)

@@ -4,11 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/internal/jail"
 	"github.com/vmsan/vmsan/internal/sparse"
@@ -57,8 +54,8 @@ func (vm *virtualMachine) save(ctx context.Context, to vmm.Saved) (err error) {
 	}
 	vm.reset()
 	for _, p := range parts {
-		if err := clone(p.to, p.lent); err != nil {
-			return err
+		if _, err := sparse.Clone(ctx, p.to, p.lent); err != nil {
+			return fmt.Errorf("copy what was saved: %w", err)
 		}
 	}
 	return sparse.Punch(to.Memory)
@@ -97,31 +94,6 @@ func (vm *virtualMachine) takeBack(path string) error {
 	return jail.TakeBack(vm.mounts, path)
 }
 
-// clone shares the blocks of from with to where the file system can do that,
-// and else copies those that are data.
-func clone(to, from *os.File) error {
-	if unix.IoctlFileClone(int(to.Fd()), int(from.Fd())) == nil {
-		return nil
-	}
-	info, err := from.Stat()
-	if err != nil {
-		return err
-	}
-	if err := to.Truncate(info.Size()); err != nil {
-		return err
-	}
-	for e, err := range sparse.Extents(from) {
-		if err != nil {
-			return err
-		}
-		out := io.NewOffsetWriter(to, e.Start)
-		if _, err := io.Copy(out, io.NewSectionReader(from, e.Start, e.End-e.Start)); err != nil {
-			return fmt.Errorf("copy what was saved: %w", err)
-		}
-	}
-	return nil
-}
-
 // Restore starts a machine on from's memory, which Firecracker maps for
 // itself alone.
 func (d Driver) Restore(ctx context.Context, spec vmm.Spec, from vmm.Saved) (vmm.VM, error) {
@@ -153,7 +125,7 @@ func (d Driver) restore(ctx context.Context, spec vmm.Spec, from vmm.Saved) (*vi
 		}
 		o.add(f.file, f.path, false)
 	}
-	vm, err := start(ctx, o, loading())
+	vm, err := start(ctx, o, loading(spec.Disks))
 	if err != nil {
 		return nil, err
 	}

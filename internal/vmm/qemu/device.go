@@ -163,10 +163,32 @@ type disk struct {
 func (d disk) addTo(c *command) {
 	n := c.fd(d.File)
 	c.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", n, n))
+	image := d.Name
+	if d.Limit != (vmm.DiskLimit{}) {
+		image += unlimited
+	}
 	c.add("-blockdev", fmt.Sprintf(
 		"driver=raw,node-name=%s,read-only=%s,discard=unmap,file.driver=file,file.filename=/dev/fdset/%d,file.locking=off",
-		d.Name, onOff(d.ReadOnly), n))
+		image, onOff(d.ReadOnly), n))
+	if image != d.Name {
+		c.addLimit(d, image)
+	}
 	c.addDisk(d)
+}
+
+// unlimited is behind the name of an image that is used through a filter, which
+// has the disk's.
+const unlimited = "-unlimited"
+
+// addLimit puts a filter before an image (QEMU's docs/throttle.txt). It would
+// count what the guest discards like what it writes, and hold it up for minutes
+// after it has deleted a large file: that is not given back.
+func (c *command) addLimit(d disk, image string) {
+	// Its other form, with commas, does not know all that there is in limits.
+	c.add("-object", fmt.Sprintf(`{"qom-type":"throttle-group","id":"%s-limit","limits":{"bps-total":%d,"iops-total":%d}}`,
+		d.Name, d.Limit.BytesPerSecond, d.Limit.OpsPerSecond))
+	c.add("-blockdev", fmt.Sprintf("driver=throttle,node-name=%s,read-only=%s,discard=ignore,throttle-group=%s-limit,file=%s",
+		d.Name, onOff(d.ReadOnly), d.Name, image))
 }
 
 func (c *command) addDisk(d disk) {

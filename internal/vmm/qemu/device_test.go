@@ -83,6 +83,18 @@ func TestPartsRestored(t *testing.T) {
 	compare(t, partsList(t, restoredParts, testSpec()), want)
 }
 
+// A limit is a filter before the image, which the guest has for its disk.
+func TestPartsLimited(t *testing.T) {
+	spec := testSpec()
+	spec.Disks = []vmm.Disk{{Name: "overlay", File: os.Stdin, Limit: vmm.DiskLimit{BytesPerSecond: 50 << 20, OpsPerSecond: 1000}}}
+	want := `-add-fd fd=7,set=7 -blockdev driver=raw,node-name=overlay-unlimited,read-only=off,discard=unmap,file.driver=file,file.filename=/dev/fdset/7,file.locking=off -object {"qom-type":"throttle-group","id":"overlay-limit","limits":{"bps-total":52428800,"iops-total":1000}} -blockdev driver=throttle,node-name=overlay,read-only=off,discard=ignore,throttle-group=overlay-limit,file=overlay-unlimited -device virtio-blk-device,drive=overlay,bus=virtio-mmio-bus.7`
+	for name, parts := range map[string]func(vmm.Spec, ends) []device{"parts": parts, "restored": restoredParts} {
+		if list := partsList(t, parts, spec); !strings.Contains(list, want+"\n") {
+			t.Errorf("%s: %s", name, list)
+		}
+	}
+}
+
 // The machine that seals has no disk that it could write to.
 func TestPartsSealer(t *testing.T) {
 	want := `-M microvm,pit=off,pic=off,rtc=on,suppress-vmdesc=on,memory-backend=ram -accel tcg,tb-size=64 -cpu max,erms=off,fsrm=off,la57=off -smp 2 -m 512M -nodefaults -no-user-config -display none -no-reboot

@@ -270,6 +270,7 @@ type virtualMachine struct {
 
 	guestEnd atomic.Pointer[string] // how the guest ended itself
 	stopped  atomic.Bool            // Stop was called
+	deaf     atomic.Bool            // it took no commands any more
 	done     chan struct{}
 
 	migration chan string // the states that a migration goes through
@@ -414,8 +415,20 @@ func (vm *virtualMachine) abandon(err error) error {
 	return errors.Join(err, killErr)
 }
 
+// wait returns when QEMU has ended. One that takes no commands any more is ended:
+// nobody could pause it, or let it go on.
 func (vm *virtualMachine) wait() {
-	<-vm.process.Done()
+	select {
+	case <-vm.process.Done():
+	case <-vm.monitor.done:
+		select {
+		case <-vm.process.Done():
+		case <-time.After(commandTime): // it may have disks to flush
+			vm.deaf.Store(true)
+			vm.process.Kill()
+		}
+		<-vm.process.Done()
+	}
 	vm.close()
 	close(vm.done)
 }
@@ -428,8 +441,11 @@ func (vm *virtualMachine) Exit() vmm.Exit {
 	if end := vm.guestEnd.Load(); end != nil {
 		return vmm.Exit{Reason: *end, Clean: true}
 	}
-	if vm.stopped.Load() {
+	switch {
+	case vm.stopped.Load():
 		return vmm.Exit{Reason: "stopped", Clean: true}
+	case vm.deaf.Load():
+		return vmm.Exit{Reason: "QEMU did not take commands any more, and was killed"}
 	}
 	return vmm.Exit{Reason: vm.exit()}
 }
@@ -443,9 +459,15 @@ func (vm *virtualMachine) exit() string {
 	return reason
 }
 
+// pauseTime bounds a stop of the machine's CPUs, behind which QEMU writes out
+// what its disks still owe the host's.
+const pauseTime = 5 * time.Minute
+
 func (vm *virtualMachine) Pause(ctx context.Context) error {
 	vm.pausing.Lock()
 	defer vm.pausing.Unlock()
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), pauseTime)
+	defer cancel()
 	err := vm.monitor.run(ctx, "stop", nil, nil)
 	vm.paused = vm.paused || err == nil
 	return err
@@ -454,6 +476,8 @@ func (vm *virtualMachine) Pause(ctx context.Context) error {
 func (vm *virtualMachine) Resume(ctx context.Context) error {
 	vm.pausing.Lock()
 	defer vm.pausing.Unlock()
+	ctx, cancel := commandContext(ctx)
+	defer cancel()
 	err := vm.monitor.run(ctx, "cont", nil, nil)
 	vm.paused = vm.paused && err != nil
 	return err
@@ -466,6 +490,8 @@ func (vm *virtualMachine) GoOn(ctx context.Context) error {
 	if vm.paused {
 		return nil
 	}
+	ctx, cancel := commandContext(ctx)
+	defer cancel()
 	return vm.monitor.run(ctx, "cont", nil, nil)
 }
 

@@ -113,6 +113,8 @@ func (m *monitor) runWith(ctx context.Context, file *os.File, command string, ar
 	case <-m.done:
 		return fmt.Errorf("QEMU %s: %w", command, errMonitorClosed)
 	case <-ctx.Done():
+	}
+	if ctx.Err() != nil {
 		return fmt.Errorf("QEMU %s: %w", command, context.Cause(ctx))
 	}
 	defer context.AfterFunc(ctx, func() { m.conn.Close() })()

@@ -356,6 +356,22 @@ func onSmallDisk(t *testing.T, file **os.File) {
 	*file = open(t, filepath.Join(dir, "file"), os.O_RDWR|os.O_CREATE)
 }
 
+// A QEMU that nobody can give orders to is of no use, and does not stay.
+func TestDeafQEMU(t *testing.T) {
+	t.Parallel()
+	ctx := testContext(t)
+	vm := boot(t, ctx, machineSpec(t))
+	vm.VM.(*virtualMachine).monitor.conn.Close()
+	select {
+	case <-vm.Done():
+	case <-ctx.Done():
+		t.Fatal("it stays")
+	}
+	if exit := vm.Exit(); exit.Clean || !strings.Contains(exit.Reason, "did not take commands") {
+		t.Errorf("it ended so: %+v", exit)
+	}
+}
+
 func TestFullDisk(t *testing.T) {
 	ctx := testContext(t)
 	spec := machineSpec(t)

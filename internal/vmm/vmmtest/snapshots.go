@@ -206,7 +206,7 @@ func cloneDisks(t *testing.T, dir string, from []vmm.Disk) (clones []vmm.Disk) {
 	for _, d := range from {
 		if !d.ReadOnly {
 			path := filepath.Join(dir, d.Name+".clone")
-			if _, err := disk.Clone(path, d.File.Name()); err != nil {
+			if _, err := disk.Clone(t.Context(), path, d.File.Name()); err != nil {
 				t.Fatal(err)
 			}
 			file, err := os.OpenFile(path, os.O_RDWR, 0)

@@ -230,6 +230,12 @@ func nextHost(t *testing.T, ctx context.Context, vm vmm.VM) {
 
 func pauseAndResume(t *testing.T, ctx context.Context, vm vmm.VM) {
 	host := dial(t, ctx, vm)
+	for i := range 10 { // whatever becomes of these, the machine still takes orders
+		short, cancel := context.WithTimeout(ctx, time.Duration(i)*200*time.Microsecond)
+		vm.Pause(short)
+		vm.Resume(short)
+		cancel()
+	}
 	for range 2 {
 		if err := vm.Pause(ctx); err != nil {
 			t.Fatal(err)

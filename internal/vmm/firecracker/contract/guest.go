@@ -60,16 +60,18 @@ func newGuest(vsock map[string]any) (g *guest, err error) {
 
 func socketPath(port uint32) string { return filepath.Join(guestDirectory, fmt.Sprint(port)) }
 
-func (g *guest) set(still bool) {
+// set returns what it was before.
+func (g *guest) set(still bool) (before bool) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	g.still = still
+	before, g.still = g.still, still
 	g.changed.Broadcast()
+	return before
 }
 
+// pause stops the guest, unless it is: each stop is told once.
 func (g *guest) pause() error {
-	g.set(true)
-	if g.process == nil {
+	if g.set(true) || g.process == nil {
 		return nil
 	}
 	if err := g.process.Signal(unix.SIGSTOP); err != nil {
