@@ -80,6 +80,15 @@ func publish(t *testing.T, files map[string][]byte, version string) {
 	files[sum] = fmt.Appendf(nil, "%x  firecracker.tgz\n", sha256.Sum256(files[archive]))
 }
 
+// know has what a page publishes as Version be the release that is known.
+func know(t *testing.T, files map[string][]byte) {
+	t.Helper()
+	archive, _ := paths(Version)
+	known := digests[arch()]
+	digests[arch()] = fmt.Sprintf("%x", sha256.Sum256(files[archive]))
+	t.Cleanup(func() { digests[arch()] = known })
+}
+
 func newStore(t *testing.T) Store {
 	t.Helper()
 	dir := t.TempDir()
@@ -92,6 +101,7 @@ func TestReleases(t *testing.T) {
 	files := map[string][]byte{}
 	publish(t, files, Version)
 	publish(t, files, "1.15.1")
+	know(t, files)
 	url, s := page(t, files), newStore(t)
 	name, m, err := s.Install(t.Context(), Source{Download: true, URL: url + "/"})
 	if err != nil || m.Version != Version || !strings.HasPrefix(name, Version+"-") || len(m.Programs) != 2 {
@@ -135,12 +145,13 @@ func TestReleases(t *testing.T) {
 
 // TestBadReleases are downloads, directories and archives that cannot be used.
 func TestBadReleases(t *testing.T) {
-	archive, sum := paths(Version)
+	const version = "1.15.1"
+	archive, sum := paths(version)
 	whole := map[string][]byte{}
-	publish(t, whole, Version)
+	publish(t, whole, version)
 	with := func(name string, text []byte) map[string][]byte {
-		programs := programsOf(Version)
-		programs[name+"-v"+Version+"-"+arch()] = text
+		programs := programsOf(version)
+		programs[name+"-v"+version+"-"+arch()] = text
 		packed := archiveOf(t, programs)
 		return map[string][]byte{archive: packed, sum: fmt.Appendf(nil, "%x\n", sha256.Sum256(packed))}
 	}
@@ -162,7 +173,7 @@ func TestBadReleases(t *testing.T) {
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			s := newStore(t)
-			_, _, err := s.Install(t.Context(), Source{Download: true, URL: page(t, c.files)})
+			_, _, err := s.Install(t.Context(), Source{Download: true, URL: page(t, c.files), Version: version})
 			if !api.HasCode(err, c.code) || !strings.Contains(err.Error(), c.says) {
 				t.Errorf("got %v", err)
 			}
@@ -190,9 +201,30 @@ func TestBadReleases(t *testing.T) {
 	}
 }
 
+// TestOtherRelease is a page that has something else under the name of the
+// release that is known, with a checksum that fits.
+func TestOtherRelease(t *testing.T) {
+	files := map[string][]byte{}
+	publish(t, files, Version)
+	url := page(t, files)
+	for _, of := range []Source{{Download: true, URL: url}, {Download: true, URL: url, Version: Version}} {
+		_, _, err := newStore(t).Install(t.Context(), of)
+		if !api.HasCode(err, api.ErrSetupDownload) || !strings.Contains(err.Error(), "not "+digests[arch()]) {
+			t.Errorf("got %v", err)
+		}
+	}
+	_, sum := paths(Version)
+	delete(files, sum)
+	know(t, files)
+	if _, _, err := newStore(t).Install(t.Context(), Source{Download: true, URL: url}); err != nil {
+		t.Errorf("without a checksum beside it: %v", err)
+	}
+}
+
 // TestCutOffDownload is a server that closes the connection in the middle.
 func TestCutOffDownload(t *testing.T) {
-	archive, sum := paths(Version)
+	const version = "1.15.1"
+	archive, sum := paths(version)
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if r.URL.Path == sum {
 			fmt.Fprintf(w, "%x", sha256.Sum256(nil))
@@ -202,7 +234,7 @@ func TestCutOffDownload(t *testing.T) {
 		}
 	}))
 	defer server.Close()
-	_, _, err := newStore(t).Install(t.Context(), Source{Download: true, URL: server.URL})
+	_, _, err := newStore(t).Install(t.Context(), Source{Download: true, URL: server.URL, Version: version})
 	if !api.HasCode(err, api.ErrSetupDownload) || !strings.Contains(err.Error(), "unexpected EOF") {
 		t.Errorf("got %v", err)
 	}
