@@ -1,6 +1,7 @@
 package contract
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -86,7 +87,31 @@ func runServer(args []string) error {
 	if err != nil {
 		return err
 	}
-	return http.Serve(listener, s)
+	carrier := http.Server{Handler: s, ConnContext: func(ctx context.Context, c net.Conn) context.Context {
+		return context.WithValue(ctx, connectionOf{}, c)
+	}}
+	return carrier.Serve(listener)
+}
+
+// connectionOf is the key of a request's connection in its context.
+type connectionOf struct{}
+
+// hasHungUp tells whether whoever made a request is gone. Firecracker carries
+// requests out one after the other, as they come, and looks for this first
+// (micro_http's server.rs); here each connection has a goroutine of its own,
+// and one that is late must not undo what a later client has been told.
+func hasHungUp(r *http.Request) bool {
+	raw, err := r.Context().Value(connectionOf{}).(*net.UnixConn).SyscallConn()
+	if err != nil {
+		return true
+	}
+	gone := true
+	err = raw.Control(func(fd uintptr) {
+		look := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
+		n, err := unix.Poll(look, 0)
+		gone = n != 0 || err != nil
+	})
+	return gone || err != nil
 }
 
 // filter puts a filter of system calls over the process, unless it is not to.
@@ -130,6 +155,10 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	s.mu.Lock()
+	if hasHungUp(r) {
+		s.mu.Unlock()
+		return
+	}
 	answer, err := s.handle(r.Method, r.URL.Path, body)
 	s.note(r.Method, r.URL.Path, body, err)
 	s.mu.Unlock()
