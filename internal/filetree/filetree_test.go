@@ -146,6 +146,26 @@ func TestRoundTrip(t *testing.T) {
 	}
 }
 
+// TestModes is of files of one mode after the other, in directories that give
+// new ones others: by the umask, and by a default ACL.
+func TestModes(t *testing.T) {
+	from, to := filepath.Join(t.TempDir(), "tree"), t.TempDir()
+	for i, mode := range []fs.FileMode{0o644, 0o666, 0o644, 0o666, 0o600, 0o644} {
+		write(t, fmt.Sprintf("%s/open/%d", from, i), "x", mode)
+		write(t, fmt.Sprintf("%s/shut/%d", from, i), "x", mode)
+	}
+	// Version 2: nobody but the owner (linux/posix_acl_xattr.h).
+	private := []byte{2, 0, 0, 0}
+	for _, entry := range [][2]byte{{0x01, 7}, {0x04, 0}, {0x20, 0}} {
+		private = append(private, entry[0], 0, entry[1], 0, 0xff, 0xff, 0xff, 0xff)
+	}
+	must(t, os.MkdirAll(to+"/copy/shut", 0o755), unix.Setxattr(to+"/copy/shut", "system.posix_acl_default", private, 0))
+	carry(t, from, to, "copy")
+	if diff := cmp.Diff(describeTree(t, from), describeTree(t, to+"/copy")); diff != "" {
+		t.Error(diff)
+	}
+}
+
 func TestTops(t *testing.T) {
 	from, to := t.TempDir(), t.TempDir()
 	write(t, from+"/file", "one", 0o640)

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"path"
 	"time"
 
@@ -73,17 +74,20 @@ func (u *unpacker) smallFile(h *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	temporary := temporaryName()
+	temporary, dress := temporaryName(), u.dressOf(h)
 	// A name without a slash, which is new, leads nowhere else.
 	fd, err := retry(func() (int, error) {
-		return unix.Openat(at, temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, 0o600)
+		return unix.Openat(at, temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, uint32(dress.mode.Perm()))
 	})
 	if err != nil {
 		return err
 	}
 	err = putContent(fd, content)
 	if err == nil {
-		err = u.put(u.dressOf(h), fd)
+		var has fs.FileMode
+		if has, err = u.bornMode(dress.mode, fd); err == nil {
+			err = u.put(dress, fd, has)
+		}
 	}
 	err = errors.Join(err, unix.Close(fd))
 	if err == nil {
@@ -96,6 +100,24 @@ func (u *unpacker) smallFile(h *tar.Header) error {
 		_ = unix.Unlinkat(at, temporary, 0) // of what is no use
 	}
 	return err
+}
+
+// bornMode is the mode of a file that was made with one, or unknownMode. It
+// looks once for each mode and directory.
+func (u *unpacker) bornMode(made fs.FileMode, fd int) (fs.FileMode, error) {
+	same, ok := u.born[made]
+	if !ok {
+		var stat unix.Stat_t
+		if err := unix.Fstat(fd, &stat); err != nil {
+			return unknownMode, err
+		}
+		same = stat.Mode&^unix.S_IFMT == modeOf(made)
+		u.born[made] = same
+	}
+	if same {
+		return made, nil
+	}
+	return unknownMode, nil
 }
 
 // putContent writes all that an empty file is to hold.

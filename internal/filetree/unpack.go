@@ -4,12 +4,11 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
-	"crypto/rand"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path"
 	"strings"
@@ -54,7 +53,7 @@ func Unpack(ctx context.Context, r io.Reader, directory string, o UnpackOptions)
 	}
 	u := &unpacker{
 		ctx: ctx, options: o, tar: tar.NewReader(r), root: root, at: root, buffer: make([]byte, copyBuffer),
-		me: Owner{os.Geteuid(), os.Getegid()},
+		born: map[fs.FileMode]bool{}, me: Owner{os.Geteuid(), os.Getegid()},
 	}
 	defer u.close()
 	if err := u.unpack(); err != nil {
@@ -81,6 +80,9 @@ type unpacker struct {
 	path string // of at, "" for root itself
 	// here is at, for what is called by its descriptor; nil until it is needed.
 	here *os.File
+	// born are the modes that files get in at by being made, and so need not be
+	// given: not the umask's bits, nor any where a directory has default ACLs.
+	born map[fs.FileMode]bool
 	// me is whom new files belong to.
 	me Owner
 
@@ -123,6 +125,7 @@ func (u *unpacker) leave() {
 	if u.at != u.root {
 		u.at.Close()
 	}
+	clear(u.born)
 }
 
 // descriptor is that of the directory of the last entry.
@@ -352,7 +355,7 @@ func (u *unpacker) finishDirectory(d madeDirectory) error {
 		return err
 	}
 	defer handle.Close()
-	return u.put(d.dress, int(handle.Fd()))
+	return u.put(d.dress, int(handle.Fd()), unknownMode)
 }
 
 // dressOf is what the file of an entry gets.
@@ -375,9 +378,12 @@ func (u *unpacker) dressOf(h *tar.Header) dress {
 	return d
 }
 
+// unknownMode is none that a file has.
+const unknownMode = fs.ModeIrregular
+
 // put gives an open file its attributes, owner, mode and time, in this order:
-// a change of owner takes set-id bits away.
-func (u *unpacker) put(d dress, fd int) error {
+// a change of owner takes set-id bits away. The mode may be known to be there.
+func (u *unpacker) put(d dress, fd int, has fs.FileMode) error {
 	if err := setAttributes(fd, d.attributes); err != nil {
 		return err
 	}
@@ -386,8 +392,10 @@ func (u *unpacker) put(d dress, fd int) error {
 			return err
 		}
 	}
-	if err := persist(func() error { return unix.Fchmod(fd, modeOf(d.mode)) }); err != nil {
-		return err
+	if d.mode != has {
+		if err := persist(func() error { return unix.Fchmod(fd, modeOf(d.mode)) }); err != nil {
+			return err
+		}
 	}
 	return unix.UtimesNanoAt(fd, "", changeTime(d.modified), unix.AT_EMPTY_PATH)
 }
@@ -468,7 +476,7 @@ func (u *unpacker) file(h *tar.Header) error {
 		if err := u.fill(handle, h.Size); err != nil {
 			return err
 		}
-		if err := u.put(u.dressOf(h), int(handle.Fd())); err != nil {
+		if err := u.put(u.dressOf(h), int(handle.Fd()), unknownMode); err != nil {
 			return err
 		}
 		return handle.Close()
@@ -511,7 +519,7 @@ func (u *unpacker) finish(handle *os.File, h *tar.Header, offset int64) error {
 	if err := u.pour(handle, h.Size); err != nil {
 		return err
 	}
-	return u.put(u.dressOf(h), int(handle.Fd()))
+	return u.put(u.dressOf(h), int(handle.Fd()), unknownMode)
 }
 
 // streamName is what a name below root is called in the stream.
@@ -618,11 +626,8 @@ func (u *unpacker) replace(h *tar.Header, make func(temporary string) error) err
 	return nil
 }
 
-func temporaryName() string {
-	var id [8]byte
-	rand.Read(id[:])
-	return ".vmsan-" + hex.EncodeToString(id[:])
-}
+// temporaryName is one that others do not guess. It takes no system call.
+func temporaryName() string { return fmt.Sprintf(".vmsan-%016x", rand.Uint64()) }
 
 // setAttributes sets extended attributes. A file system that has none goes
 // without.
