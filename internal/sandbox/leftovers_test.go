@@ -178,7 +178,7 @@ func TestLeftoverWork(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer alive.Close()
-	dead := filepath.Join(s.layout.Tmp(), "debian-1")
+	dead := filepath.Join(s.layout.Tmp(), "debian-1.scratch")
 	inside := filepath.Join(dead, "chroot", "proc")
 	if err := os.MkdirAll(inside, 0o755); err != nil {
 		t.Fatal(err)

@@ -18,6 +18,10 @@ import (
 	"github.com/vmsan/vmsan/internal/fault"
 )
 
+// suffix ends the names of scratch directories. Nothing else is swept: who
+// gives the wrong directory as vmsan's may have a tmp in it.
+const suffix = ".scratch"
+
 // attempts bounds how often New tries again after losing its directory to a
 // concurrent Sweep; losing even once takes a sweep within microseconds.
 const attempts = 16
@@ -30,8 +34,8 @@ type Dir struct {
 	lock *os.File
 }
 
-// New makes a directory in parent, which is made too if it is missing. The
-// name begins with prefix. The caller has to Close it.
+// New makes a directory in parent, which is made too if it is missing. Its name
+// begins with prefix and ends in ".scratch". The caller has to Close it.
 func New(parent, prefix string) (*Dir, error) {
 	if err := os.MkdirAll(parent, 0o755); err != nil {
 		return nil, fmt.Errorf("make scratch directory: %w", err)
@@ -51,7 +55,7 @@ func New(parent, prefix string) (*Dir, error) {
 // try returns nil if Sweep took the directory in the moment between its
 // making and its locking.
 func try(parent, prefix string) (*Dir, error) {
-	path, err := os.MkdirTemp(parent, prefix+"-")
+	path, err := os.MkdirTemp(parent, prefix+"-*"+suffix)
 	if err != nil {
 		return nil, err
 	}
@@ -138,49 +142,49 @@ func (d *Dir) Close() error {
 	return err
 }
 
-// Sweep removes from parent every directory whose maker is gone, and returns
-// the names of those. A missing parent is empty. It may run beside New.
-func Sweep(parent string) ([]string, error) {
-	entries, err := os.ReadDir(parent)
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
+// Sweep removes from parent every scratch directory whose maker is gone, and
+// returns the names of those. A missing parent is empty. It may run beside New.
+func Sweep(parent string) (swept []string, failures error) {
+	all, err := list(parent)
 	if err != nil {
 		return nil, fmt.Errorf("sweep scratch directories: %w", err)
 	}
-	var swept []string
-	var failures error
-	for _, e := range entries {
-		if !e.IsDir() {
-			continue
-		}
-		gone, err := sweepOne(filepath.Join(parent, e.Name()))
+	for _, name := range all {
+		gone, err := sweepOne(filepath.Join(parent, name))
 		failures = errors.Join(failures, err)
 		if gone {
-			swept = append(swept, e.Name())
+			swept = append(swept, name)
 		}
 	}
 	return swept, failures
 }
 
-// Dead lists the directories in parent whose maker is gone: those that Sweep
-// would remove.
-func Dead(parent string) (names []string, err error) {
+// list has the names of the scratch directories in parent.
+func list(parent string) (names []string, err error) {
 	entries, err := os.ReadDir(parent)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
 	}
+	for _, e := range entries {
+		if e.IsDir() && strings.HasSuffix(e.Name(), suffix) {
+			names = append(names, e.Name())
+		}
+	}
+	return names, err
+}
+
+// Dead lists the scratch directories in parent whose maker is gone: those that
+// Sweep would remove.
+func Dead(parent string) (names []string, err error) {
+	all, err := list(parent)
 	if err != nil {
 		return nil, fmt.Errorf("look through scratch directories: %w", err)
 	}
-	for _, e := range entries {
-		if !e.IsDir() {
-			continue
-		}
-		lock, err := lockDir(filepath.Join(parent, e.Name()))
+	for _, name := range all {
+		lock, err := lockDir(filepath.Join(parent, name))
 		if err == nil {
 			lock.Close()
-			names = append(names, e.Name())
+			names = append(names, name)
 		}
 	}
 	return names, nil

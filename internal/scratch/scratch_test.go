@@ -22,8 +22,9 @@ func TestSweepKeepsWhatIsAlive(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer alive.Close()
-	dead := filepath.Join(parent, "dead-1")
-	if err := os.MkdirAll(filepath.Join(dead, "sub"), 0o755); err != nil {
+	dead := filepath.Join(parent, "dead-1.scratch")
+	foreign := filepath.Join(parent, "somebody's") // who has a tmp, too
+	if err := errors.Join(os.MkdirAll(filepath.Join(dead, "sub"), 0o755), os.Mkdir(foreign, 0o755)); err != nil {
 		t.Fatal(err)
 	}
 	if err := os.WriteFile(filepath.Join(dead, "sub", "file"), []byte("x"), 0o444); err != nil {
@@ -32,18 +33,20 @@ func TestSweepKeepsWhatIsAlive(t *testing.T) {
 	if err := os.Chmod(filepath.Join(dead, "sub"), 0o555); err != nil {
 		t.Fatal(err)
 	}
-	if found, err := Dead(parent); err != nil || !slices.Equal(found, []string{"dead-1"}) {
+	if found, err := Dead(parent); err != nil || !slices.Equal(found, []string{"dead-1.scratch"}) {
 		t.Errorf("dead are %v, %v", found, err)
 	}
 	swept, err := Sweep(parent)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if diff := cmp.Diff([]string{"dead-1"}, swept); diff != "" {
+	if diff := cmp.Diff([]string{"dead-1.scratch"}, swept); diff != "" {
 		t.Errorf("swept (-want +got):\n%s", diff)
 	}
-	if _, err := os.Stat(alive.Path); err != nil {
-		t.Errorf("the live directory: %v", err)
+	for _, path := range []string{alive.Path, foreign} {
+		if _, err := os.Stat(path); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

@@ -324,7 +324,7 @@ func TestRunInterrupted(t *testing.T) {
 
 func TestRunRemovesLeftovers(t *testing.T) {
 	h := newHost(t)
-	left := filepath.Join(h.opts.Layout.Tmp(), "kernel-deb-123")
+	left := filepath.Join(h.opts.Layout.Tmp(), "kernel-deb-123.scratch")
 	if err := os.MkdirAll(left, 0o755); err != nil {
 		t.Fatal(err)
 	}

@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"os"
+	"slices"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/fault"
@@ -13,6 +15,9 @@ import (
 
 // Init makes the directories that every command needs.
 func (l Layout) Init() error {
+	if err := l.checkDir(); err != nil {
+		return err
+	}
 	for _, dir := range []string{l.Dir, l.Sandboxes(), l.Run} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return api.Errorf(api.ErrValidationStateDir, "make directory %s: %w", dir, err).WithFlag("--dir").
@@ -20,6 +25,31 @@ func (l Layout) Init() error {
 		}
 	}
 	return l.checkRun()
+}
+
+// checkDir makes sure that the state directory is vmsan's, and this user's, if
+// it is there: whoever mistypes --dir is not to find our files among theirs.
+func (l Layout) checkDir() error {
+	info, err := os.Stat(l.Sandboxes())
+	if err == nil && owner(info) != uint32(os.Geteuid()) {
+		return api.Errorf(api.ErrValidationStateDir, "state directory %s belongs to the user with the id %d", l.Dir, owner(info)).WithFlag("--dir").
+			WithHint("sudo -u '#%d' vmsan ...", owner(info))
+	}
+	if err == nil || !errors.Is(err, fs.ErrNotExist) {
+		return nil // what cannot be looked at is told by whoever needs it
+	}
+	entries, err := os.ReadDir(l.Dir)
+	if err != nil {
+		return nil
+	}
+	own := l.entries()
+	foreign := slices.IndexFunc(entries, func(e fs.DirEntry) bool { return !slices.Contains(own, e.Name()) })
+	if foreign >= 0 {
+		return api.Errorf(api.ErrValidationStateDir, "%s is not a state directory: there are other things than vmsan's in it, like %q",
+			l.Dir, entries[foreign].Name()).WithFlag("--dir").
+			WithHint("vmsan --dir DIRECTORY ..., with one that is empty, or that is not there yet")
+	}
+	return nil
 }
 
 // checkRun makes sure that nobody else prepared the run directory, which for

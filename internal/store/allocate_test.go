@@ -319,3 +319,80 @@ func TestRunDirectoryOfSomebodyElse(t *testing.T) {
 		t.Errorf("a run directory that all can write to: %v", err)
 	}
 }
+
+// TestForeignDirectory gives the directory of something else as the state
+// directory: nothing is made there, and so nothing is taken for a leftover.
+func TestForeignDirectory(t *testing.T) {
+	for _, c := range []struct {
+		name  string
+		there []string
+		fits  bool
+	}{
+		{"project", []string{"tmp", "src"}, false},
+		{"host", []string{"tmp", "etc", "lost+found"}, false},
+		{"empty", nil, true},
+		{"prepared", []string{"hooks", "registries.json", "lost+found"}, true},
+		{"in use", []string{"sandboxes", "tmp", "notes.txt"}, true},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			l := Layout{Dir: filepath.Join(t.TempDir(), "state"), Run: filepath.Join(t.TempDir(), "run")}
+			for _, name := range c.there {
+				if err := os.MkdirAll(filepath.Join(l.Dir, name), 0o755); err != nil {
+					t.Fatal(err)
+				}
+			}
+			err := l.Init()
+			if c.fits && err != nil || !c.fits && !api.HasCode(err, api.ErrValidationStateDir) {
+				t.Errorf("got %v", err)
+			}
+			if _, err := os.Stat(l.Sandboxes()); (err == nil) != c.fits {
+				t.Errorf("of the sandboxes' directory: %v", err)
+			}
+		})
+	}
+}
+
+// TestStateOfSomebodyElse is of root, who could use anybody's, with sockets
+// elsewhere than theirs.
+func TestStateOfSomebodyElse(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("only root can give a directory away")
+	}
+	l := Layout{Dir: t.TempDir(), Run: filepath.Join(t.TempDir(), "run")}
+	if err := l.Init(); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chown(l.Sandboxes(), 1000, 1000); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Init(); !api.HasCode(err, api.ErrValidationStateDir) || !strings.Contains(err.Error(), "1000") {
+		t.Errorf("got %v", err)
+	}
+}
+
+// TestLayoutByLink has a state directory be one, by whatever path it is named.
+func TestLayoutByLink(t *testing.T) {
+	top := t.TempDir()
+	real, link := filepath.Join(top, "real"), filepath.Join(top, "link")
+	if err := errors.Join(os.Mkdir(real, 0o755), os.Symlink("real", link)); err != nil {
+		t.Fatal(err)
+	}
+	for _, name := range []string{"", "there", "not/there"} {
+		want, err := NewLayout(filepath.Join(real, name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if got, err := NewLayout(filepath.Join(link, name)); err != nil || got != want {
+			t.Errorf("%s is %+v, %v; want %+v", name, got, err, want)
+		}
+	}
+	if _, err := NewLayout(filepath.Join(top, "loop")); err != nil {
+		t.Error(err)
+	}
+	if err := os.Symlink("loop", filepath.Join(top, "loop")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := NewLayout(filepath.Join(top, "loop", "x")); !api.HasCode(err, api.ErrValidationStateDir) {
+		t.Errorf("of a loop: %v", err)
+	}
+}

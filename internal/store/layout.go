@@ -3,10 +3,14 @@ package store
 import (
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
+	"io/fs"
 	"os"
 	"path/filepath"
 	"strings"
+
+	"github.com/vmsan/vmsan/api"
 )
 
 // Layout names every file vmsan keeps on the host; docs/state.md lists them
@@ -27,7 +31,8 @@ const maxSocketPath = 108
 
 // NewLayout returns the layout of the state directory dir. An empty dir
 // means the default: /var/lib/vmsan for root, $XDG_STATE_HOME/vmsan (or
-// ~/.local/state/vmsan) for others. Nothing is created.
+// ~/.local/state/vmsan) for others. Nothing is created. It is the same by any
+// path that leads there.
 //
 // Socket paths have to fit into 108 bytes whatever dir is, so they live in
 // a run directory of their own, named after a digest of dir.
@@ -43,11 +48,24 @@ func NewLayout(dir string) (Layout, error) {
 	if err != nil {
 		return Layout{}, fmt.Errorf("make state directory absolute: %w", err)
 	}
+	if dir, err = resolve(dir); err != nil {
+		return Layout{}, api.Errorf(api.ErrValidationStateDir, "find state directory: %w", err).WithFlag("--dir")
+	}
 	l := Layout{Dir: dir, Run: runDir(dir, root)}
 	if longest := l.GuestSocket("vm0123456789"); len(longest) >= maxSocketPath {
 		return Layout{}, fmt.Errorf("run directory %s: socket paths in it would pass %d bytes", l.Run, maxSocketPath-1)
 	}
 	return l, nil
+}
+
+// resolve follows the links in a path, of which the end need not be there.
+func resolve(path string) (string, error) {
+	real, err := filepath.EvalSymlinks(path)
+	if !errors.Is(err, fs.ErrNotExist) || path == "/" {
+		return real, err
+	}
+	parent, err := resolve(filepath.Dir(path))
+	return filepath.Join(parent, filepath.Base(path)), err
 }
 
 func defaultDir(root bool) (string, error) {
@@ -65,8 +83,10 @@ func defaultDir(root bool) (string, error) {
 }
 
 func runDir(dir string, root bool) string {
-	if root && dir == rootDir {
-		return "/run/vmsan"
+	if root {
+		if standard, err := resolve(rootDir); err == nil && dir == standard {
+			return "/run/vmsan"
+		}
 	}
 	sum := sha256.Sum256([]byte(dir))
 	name := "vmsan-" + hex.EncodeToString(sum[:6])
@@ -77,6 +97,19 @@ func runDir(dir string, root bool) string {
 		return filepath.Join(run, name)
 	}
 	return filepath.Join("/tmp", fmt.Sprintf("%s-%d", name, os.Geteuid()))
+}
+
+// entries are the names of what is directly in a state directory, and of what
+// may be in one that is a file system's root.
+func (l Layout) entries() (names []string) {
+	for _, path := range []string{
+		l.Lock(), l.SetupRecord(), l.SetupLock(), l.Events(), l.Releases(), l.Tmp(), l.Kernels(), l.Images(), l.ImageNames(),
+		l.Blobs(), l.Pulled(""), l.Registries(), l.Runtimes(), l.Hooks(), l.Blanks(), l.Templates(), l.TemplateLog(),
+		l.Snapshots(), l.Volumes(), l.Sandboxes(),
+	} {
+		names = append(names, filepath.Base(path))
+	}
+	return append(names, "lost+found")
 }
 
 // Filter is a running sandbox's own filter of system calls, if it has one.

@@ -84,7 +84,7 @@ func TestLockHolders(t *testing.T) {
 func TestHoldsRemoved(t *testing.T) {
 	const id = "vm0123456789"
 	l := Layout{Dir: t.TempDir()}
-	grave := filepath.Join(l.Tmp(), gravePrefix+"-1")
+	grave := filepath.Join(l.Tmp(), gravePrefix+"-1.scratch")
 	for _, dir := range []string{l.Sandbox(id), grave} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			t.Fatal(err)

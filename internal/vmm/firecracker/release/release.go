@@ -89,7 +89,7 @@ type Manifest struct {
 
 // Install has a release in place and returns its name.
 func (s Store) Install(ctx context.Context, from Source) (name string, m Manifest, err error) {
-	tmp, err := scratch.New(s.Tmp, "firecracker-")
+	tmp, err := scratch.New(s.Tmp, "firecracker")
 	if err != nil {
 		return "", m, err
 	}
