@@ -4,13 +4,12 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"path/filepath"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/outfile"
 )
 
 func (a *app) imageExportCommand() *cobra.Command {
@@ -38,15 +37,14 @@ func (a *app) runImageExport(ctx context.Context, ref, path string) error {
 		_, err := service.ExportImage(ctx, ref, a.stdout)
 		return err
 	}
-	// Under its name there is a whole archive or none.
-	file, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithPermissions(0o644))
+	file, err := outfile.Create(path, 0o644)
 	if err != nil {
-		return api.Errorf(api.ErrValidationPath, "write archive: %w", err)
+		return err
 	}
 	defer file.Cleanup()
 	img, err := service.ExportImage(ctx, ref, file)
 	if err == nil {
-		err = file.CloseAtomicallyReplace()
+		err = file.Commit()
 	}
 	if err != nil {
 		return fmt.Errorf("write archive %s: %w", path, err)

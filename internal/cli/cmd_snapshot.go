@@ -6,15 +6,14 @@ import (
 	"fmt"
 	"io"
 	"os"
-	"path/filepath"
 	"slices"
 	"time"
 
-	"github.com/google/renameio/v2"
 	"github.com/spf13/cobra"
 	"golang.org/x/term"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/outfile"
 	"github.com/vmsan/vmsan/internal/sandbox"
 	"github.com/vmsan/vmsan/internal/snapshot"
 	"github.com/vmsan/vmsan/internal/store"
@@ -201,15 +200,14 @@ func (a *app) runSnapshotExport(ctx context.Context, ref, path string) error {
 		_, err := service.ExportSnapshot(ctx, ref, a.stdout)
 		return err
 	}
-	// Under its name there is a whole archive or none.
-	file, err := renameio.NewPendingFile(path, renameio.WithTempDir(filepath.Dir(path)), renameio.WithPermissions(0o600))
+	file, err := outfile.Create(path, 0o600)
 	if err != nil {
-		return api.Errorf(api.ErrValidationPath, "write archive: %w", err)
+		return err
 	}
 	defer file.Cleanup()
 	id, err := service.ExportSnapshot(ctx, ref, file)
 	if err == nil {
-		err = file.CloseAtomicallyReplace()
+		err = file.Commit()
 	}
 	if err != nil {
 		return fmt.Errorf("write archive %s: %w", path, err)

@@ -25,6 +25,7 @@ const (
 	NoFile FileKind = iota
 	PlainFile
 	Directory
+	SpecialFile // a device, a pipe or a socket
 )
 
 // Found is what a path leads to.
@@ -45,8 +46,11 @@ func (c *Client) Find(ctx context.Context, path string) (Found, error) {
 	}
 	entry := response.Msg.GetEntry()
 	found := Found{Kind: PlainFile, Path: entry.GetPath()}
-	if entry.GetType() == filesystem.FileType_FILE_TYPE_DIRECTORY {
+	switch entry.GetType() {
+	case filesystem.FileType_FILE_TYPE_DIRECTORY:
 		found.Kind = Directory
+	case filesystem.FileType_FILE_TYPE_UNSPECIFIED:
+		found.Kind = SpecialFile
 	}
 	if target := entry.GetSymlinkTarget(); target != "" {
 		found.Path = target

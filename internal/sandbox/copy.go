@@ -200,6 +200,8 @@ func (c *copying) place(ctx context.Context) (directory, name string, err error)
 	switch {
 	case source.Kind == guest.NoFile:
 		return "", "", api.Errorf(api.ErrFileNotFound, "there is no %s", c.Source)
+	case there.Kind == guest.SpecialFile:
+		return "", "", api.Errorf(api.ErrFile, "%s is a device, a pipe or a socket, and a copy would take its place", c.Destination)
 	case there.Kind == guest.Directory:
 		directory, name = there.Path, baseName(c.from.path)
 	case there.Kind == guest.PlainFile && source.Kind == guest.Directory:
@@ -238,10 +240,17 @@ func resolveGuestPath(p string) string {
 }
 
 func findLocal(p string) (guest.Found, error) {
-	real, err := filepath.EvalSymlinks(p)
-	var info fs.FileInfo
+	info, err := os.Stat(p)
+	if err == nil && !info.IsDir() && !info.Mode().IsRegular() {
+		// What leads to it may not be a path: like /dev/stdout to a pipe.
+		return guest.Found{Kind: guest.SpecialFile, Path: p}, nil
+	}
+	var real string
 	if err == nil {
-		info, err = os.Stat(real)
+		real, err = filepath.EvalSymlinks(p)
+	}
+	if err == nil {
+		real, err = filepath.Abs(real)
 	}
 	switch {
 	case errors.Is(err, fs.ErrNotExist):

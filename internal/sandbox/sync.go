@@ -94,7 +94,7 @@ func (y *syncing) run(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if found.Kind == guest.PlainFile {
+	if found.Kind == guest.PlainFile || found.Kind == guest.SpecialFile {
 		return api.Errorf(api.ErrFile, "%s is not a directory", y.to.Location)
 	}
 	y.made, y.path = found.Kind == guest.Directory, y.to.path

@@ -87,9 +87,29 @@ func (y *syncing) plan(ctx context.Context, source map[string]filetree.Entry, ex
 			}
 		}
 	}
+	y.keepAround(&p, clashes)
 	slices.Sort(p.removed)
 	slices.Reverse(p.removed)
 	return p, nil
+}
+
+// keepAround takes out of the plan the removal of directories that something
+// stays in: what is excluded, most of all.
+func (y *syncing) keepAround(p *plan, clashes map[string]bool) {
+	gone := make(map[string]bool, len(p.removed))
+	for _, name := range p.removed {
+		gone[name] = true
+	}
+	for name := range y.there {
+		if gone[name] {
+			continue
+		}
+		// Whatever is around what stays has gone[d] false from then on.
+		for d := path.Dir(name); gone[d] && !clashes[d]; d = path.Dir(d) {
+			gone[d] = false
+		}
+	}
+	p.removed = slices.DeleteFunc(p.removed, func(name string) bool { return !gone[name] })
 }
 
 // inOneOf is the directory that a name is in, if it is one of those.

@@ -10,11 +10,11 @@ import (
 	"path/filepath"
 	"slices"
 
-	"github.com/google/renameio/v2"
 	"github.com/klauspost/compress/gzip"
 	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
+	"github.com/vmsan/vmsan/internal/outfile"
 )
 
 // Bounds on an archive. A release's has 15 files and 300 million bytes, most of
@@ -126,7 +126,7 @@ func (s Store) Export(name, to string) (err error) {
 	if err != nil {
 		return err
 	}
-	file, err := renameio.NewPendingFile(to, renameio.WithPermissions(0o644))
+	file, err := outfile.Create(to, 0o644)
 	if err != nil {
 		return err
 	}
@@ -146,7 +146,7 @@ func (s Store) Export(name, to string) (err error) {
 	if err := errors.Join(archive.Close(), packed.Close()); err != nil {
 		return err
 	}
-	return file.CloseAtomicallyReplace()
+	return file.Commit()
 }
 
 func (s Store) add(archive *tar.Writer, name, program string) error {
