@@ -22,11 +22,14 @@ const (
 	KindExhausted   Kind = 9  // out of disk, memory, addresses or numbers
 	KindGuest       Kind = 10 // the guest failed or misbehaved
 	KindUnfit       Kind = 11 // doctor found something that does not work
+
+	KindInterrupted Kind = 130 // by a signal, as shells say it
 )
 
 // The codes.
 const (
-	ErrInternal Code = "ERR_INTERNAL"
+	ErrInternal    Code = "ERR_INTERNAL"
+	ErrInterrupted Code = "ERR_INTERRUPTED"
 
 	ErrUsage              Code = "ERR_USAGE"
 	ErrValidationInteger  Code = "ERR_VALIDATION_INTEGER"
@@ -127,7 +130,8 @@ type Meaning struct {
 
 // Codes lists every code with its meaning.
 var Codes = map[Code]Meaning{
-	ErrInternal: {KindInternal, "vmsan or the host failed in a way that has no code of its own"},
+	ErrInternal:    {KindInternal, "vmsan or the host failed in a way that has no code of its own"},
+	ErrInterrupted: {KindInterrupted, "vmsan was interrupted by a signal before it was done"},
 
 	ErrUsage:              {KindUsage, "the command line is not one vmsan knows"},
 	ErrValidationInteger:  {KindUsage, "a number is malformed or out of range"},

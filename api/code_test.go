@@ -106,6 +106,7 @@ var kinds = map[Kind]string{
 	KindExhausted:   "out of disk, memory or numbers",
 	KindGuest:       "the guest failed or misbehaved",
 	KindUnfit:       "doctor found something that does not work",
+	KindInterrupted: "it was interrupted",
 }
 
 func exitCodesPage() string {

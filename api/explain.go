@@ -23,6 +23,9 @@ var explanations = map[Code]struct{ causes, remedies list }{
 	ErrInternal: {
 		list{"a system call failed in a way that nobody has met yet", "a file of the state directory was changed by hand"},
 		list{"vmsan doctor", "vmsan --verbose COMMAND, for what was being done", "report it, with the message"}},
+	ErrInterrupted: {
+		list{"Ctrl-C, or SIGTERM or SIGHUP of another program"},
+		list{"the same command again; what was half made is taken back"}},
 
 	ErrUsage: {
 		list{"a command or flag is misspelt", "an argument is missing, or there is one too many"},

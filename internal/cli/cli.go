@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"strings"
 	"sync"
 
 	"github.com/spf13/cobra"
@@ -234,7 +235,22 @@ func (a *app) rootCommand() *cobra.Command {
 		return api.Errorf(api.ErrUsage, "%w", err).WithHint("%s --help", cmd.CommandPath())
 	})
 	a.addCommands(root)
+	root.SetHelpCommand(&cobra.Command{
+		Use:   "help [COMMAND]",
+		Short: "Say what a command does",
+		RunE:  func(_ *cobra.Command, args []string) error { return help(root, args) },
+	})
 	return root
+}
+
+// help is that of cobra, but for what there is not: it exits with 0 there.
+func help(root *cobra.Command, args []string) error {
+	cmd, rest, err := root.Find(args)
+	if err != nil || len(rest) > 0 {
+		return api.Errorf(api.ErrUsage, "there is no command %.80q", strings.Join(args, " ")).WithHint("vmsan --help")
+	}
+	cmd.InitDefaultHelpFlag()
+	return cmd.Help()
 }
 
 func (a *app) addCommands(root *cobra.Command) {
@@ -331,6 +347,9 @@ func (a *app) say(format string, args ...any) {
 func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
+			if cobra.NoArgs(cmd, args) != nil && check(cmd, nil) == nil && check(cmd, []string{""}) != nil {
+				err = fmt.Errorf("%s takes no arguments, and %.80q is one", cmd.CommandPath(), args[0])
+			}
 			return api.Errorf(api.ErrUsage, "%w", err).WithHint("%s --help", cmd.CommandPath())
 		}
 		return nil

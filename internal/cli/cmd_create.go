@@ -6,6 +6,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/sandbox"
 )
 
@@ -75,7 +76,7 @@ func (a *app) ensureSetup(ctx context.Context, service *sandbox.Service, forbidd
 	if err == nil || forbidden {
 		return err
 	}
-	a.say("vmsan is not set up here yet; this is done once.")
+	a.say("%s; this is done now, once.", api.AsError(err).Message)
 	_, err = service.Setup(ctx, sandbox.SetupOptions{Progress: a.progress()})
 	return err
 }

@@ -3,6 +3,7 @@ package cli
 import (
 	"context"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -77,6 +78,9 @@ func splitImage(f *createFlags, args []string, dash int) (command []string, err 
 				WithFlag("--rootfs").WithHint("vmsan run --rootfs FILE -- COMMAND")
 		}
 	}
+	if images == 1 && dash < 0 {
+		f.first = args[0]
+	}
 	command = args[images:]
 	if len(command) == 0 && f.options.Image == "" && f.rootfs == "" && f.runtime == "" {
 		return nil, noCommand()
@@ -115,6 +119,10 @@ func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []str
 	}
 	service, err := a.readyFor(ctx, &f)
 	if err != nil {
+		failure := api.AsError(err)
+		if f.first != "" && failure.Hint == "" {
+			return failure.WithHint("vmsan run -- %s, if that is the command", strings.Join(append([]string{f.first}, args...), " "))
+		}
 		return err
 	}
 	if args, err = withImage(service, f, args, entrypoint); err != nil {

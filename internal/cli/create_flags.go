@@ -25,7 +25,10 @@ type createFlags struct {
 	noSetup, noNetns    bool
 	pull                string
 	imageTyped          bool // by one flag or another
-	runtime             string
+	// first is what was taken for the image because it came first, where a
+	// command may have been meant.
+	first   string
+	runtime string
 }
 
 func (f *createFlags) register(a *app, cmd *cobra.Command) {

@@ -57,9 +57,13 @@ func (a *app) finish(err error, executes bool) int {
 		return int(printed)
 	}
 	failure := usageError(err)
+	interrupted := errors.Is(err, context.Canceled)
+	if interrupted {
+		failure.Code, failure.Message = api.ErrInterrupted, strings.ReplaceAll(failure.Message, context.Canceled.Error(), "interrupted")
+	}
 	a.blame(failure)
 	a.printError(failure)
-	if errors.Is(err, context.Canceled) {
+	if interrupted {
 		return exitInterrupted
 	}
 	if executes {

@@ -272,6 +272,9 @@ func (s *Service) Templates() ([]snapshot.Manifest, error) {
 // DeleteTemplate removes the template that ref names.
 func (s *Service) DeleteTemplate(ctx context.Context, ref string) (id string, err error) {
 	id, err = s.deleteFrom(ctx, s.templates(), ref)
+	if api.HasCode(err, api.ErrSnapshotNotFound) {
+		return "", api.Errorf(api.ErrSnapshotNotFound, "no template %.80q", ref).WithHint("vmsan template list")
+	}
 	if err == nil {
 		s.emit(api.Event{Type: api.EventTemplateRemove, Template: id})
 	}

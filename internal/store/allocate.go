@@ -149,7 +149,7 @@ func (x *index) checkName(name, id string) error {
 
 func nameTaken(name, id string) error {
 	return api.Errorf(api.ErrVMNameTaken, "the name %s is taken by %s", name, id).WithFlag("--name").
-		WithHint("vmsan rename %s NEWNAME, or vmsan rm %s", name, name)
+		WithHint("vmsan rename %s NEWNAME, or vmsan rm -f %s", name, name)
 }
 
 // WithName calls save while no other sandbox can take name, which must be
