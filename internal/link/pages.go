@@ -60,8 +60,8 @@ func (p *pagePort) Read(b []byte) (int, error) {
 	n := 0
 	if p.full >= busyPages {
 		n = p.more(b)
-		if n < min(len(b), 8*pageSize) {
-			n += p.pause(b[n:])
+		if n == 0 {
+			n = p.pause(b)
 		}
 	}
 	if n > 0 {
