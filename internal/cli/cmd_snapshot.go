@@ -42,6 +42,9 @@ func (a *app) snapshotCreateCommand() *cobra.Command {
 		Args:              arguments(cobra.ExactArgs(1)),
 		ValidArgsFunction: a.completeVM,
 		RunE: func(cmd *cobra.Command, args []string) error {
+			if name == "" && cmd.Flags().Changed("name") {
+				return api.Errorf(api.ErrValidationName, "Invalid --name: it is empty.").WithFlag("--name")
+			}
 			return a.runSnapshotCreate(cmd.Context(), args[0], name, stop)
 		},
 	}

@@ -3,6 +3,7 @@ package guest
 import (
 	"bufio"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"io"
@@ -81,14 +82,24 @@ func upgrade(stream net.Conn, verb string, query url.Values, limit time.Duration
 	if response.StatusCode != http.StatusSwitchingProtocols {
 		defer response.Body.Close()
 		text, _ := io.ReadAll(io.LimitReader(response.Body, maxRefusal)) // what there is of a reason
-		reason := fmt.Sprintf("%s: %s", printable(response.Status), printable(string(text)))
-		return nil, nil, api.Errorf(api.ErrGuest, "%w", &refusal{response.StatusCode, reason})
+		return nil, nil, api.Errorf(api.ErrGuest, "%w", &refusal{response.StatusCode, reasonOf(response.Status, text)})
 	}
 	if err := stream.SetDeadline(time.Time{}); err != nil {
 		return nil, nil, err
 	}
 	early := io.LimitReader(buffered, int64(buffered.Buffered()))
 	return &upgraded{Conn: stream, r: io.MultiReader(early, stream)}, response.Header, nil
+}
+
+// reasonOf is what a guest says of why it refuses, fit to be printed.
+func reasonOf(status string, body []byte) string {
+	var said struct {
+		Message string `json:"message"`
+	}
+	if json.Unmarshal(body, &said) == nil && said.Message != "" {
+		return printable(said.Message)
+	}
+	return fmt.Sprintf("%s: %s", printable(status), printable(string(body)))
 }
 
 // upgraded is a stream of which a part was read already.

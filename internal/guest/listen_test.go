@@ -147,3 +147,16 @@ func FuzzUpgrade(f *testing.F) {
 		}
 	})
 }
+
+func TestReasonOf(t *testing.T) {
+	for body, want := range map[string]string{
+		`{"code":502,"message":"dial tcp 127.0.0.1:8000: connection refused"}` + "\n": "dial tcp 127.0.0.1:8000: connection refused",
+		`{"message":"a\u001b[31m"}`: "a?[31m",
+		`{"message":""}`:            `502 Bad Gateway: {"message":""}`,
+		"not JSON":                  "502 Bad Gateway: not JSON",
+	} {
+		if got := reasonOf("502 Bad Gateway", []byte(body)); got != want {
+			t.Errorf("%q gives %q, want %q", body, got, want)
+		}
+	}
+}

@@ -110,7 +110,7 @@ func (s *Service) setupTemplate(ctx context.Context, progress func(setup.Event))
 	case made:
 		progress(setup.Event{Step: stepTemplate, State: setup.Done, Detail: fmt.Sprintf("made in %.1f s", time.Since(began).Seconds())})
 	default:
-		progress(setup.Event{Step: stepTemplate, State: setup.Kept})
+		progress(setup.Event{Step: stepTemplate, State: setup.Kept, Detail: "it was there already"})
 	}
 	return nil
 }
