@@ -234,13 +234,25 @@ func (a *app) rootCommand() *cobra.Command {
 		a.unparsed = true
 		return api.Errorf(api.ErrUsage, "%w", err).WithHint("%s --help", cmd.CommandPath())
 	})
-	a.addCommands(root)
 	root.SetHelpCommand(&cobra.Command{
-		Use:   "help [COMMAND]",
-		Short: "Say what a command does",
-		RunE:  func(_ *cobra.Command, args []string) error { return help(root, args) },
+		Use:               "help [COMMAND]",
+		Short:             "Say what a command does",
+		ValidArgsFunction: completeCommand,
+		RunE:              func(_ *cobra.Command, args []string) error { return help(root, args) },
 	})
+	a.addCommands(root)
 	return root
+}
+
+func completeCommand(cmd *cobra.Command, args []string, _ string) (names []string, _ cobra.ShellCompDirective) {
+	if parent, rest, err := cmd.Root().Find(args); err == nil && len(rest) == 0 {
+		for _, sub := range parent.Commands() {
+			if sub.IsAvailableCommand() {
+				names = append(names, sub.Name()+"\t"+sub.Short)
+			}
+		}
+	}
+	return names, cobra.ShellCompDirectiveNoFileComp
 }
 
 // help is that of cobra, but for what there is not: it exits with 0 there.

@@ -3,7 +3,9 @@ package cli
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -94,7 +96,11 @@ func (a *app) bringImage(ctx context.Context, service *sandbox.Service, f *creat
 	name, err := service.BringImage(ctx, f.options.Image, sandbox.PullPolicy(f.pull), bars.watch())
 	bars.clear()
 	if err != nil {
-		return err
+		failure := api.AsError(err)
+		if len(f.meant) > 0 && failure.Hint == "" && !errors.Is(err, context.Canceled) {
+			failure.WithHint("vmsan run -- %s, if that is the command", strings.Join(f.meant, " "))
+		}
+		return failure
 	}
 	f.options.Image = name
 	return nil

@@ -254,7 +254,7 @@ func (a *app) printResults(results []api.Result, errs []error) error {
 		case err == nil && !a.json:
 			fmt.Fprintln(a.stdout, results[i].VM)
 		case err != nil:
-			failure := api.AsError(err)
+			failure := failureOf(err)
 			results[i].Error = failure
 			if status == nil {
 				status = exitStatus(api.Codes[failure.Code].Kind)

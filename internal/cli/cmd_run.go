@@ -3,7 +3,6 @@ package cli
 import (
 	"context"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -79,7 +78,7 @@ func splitImage(f *createFlags, args []string, dash int) (command []string, err 
 		}
 	}
 	if images == 1 && dash < 0 {
-		f.first = args[0]
+		f.meant = args
 	}
 	command = args[images:]
 	if len(command) == 0 && f.options.Image == "" && f.rootfs == "" && f.runtime == "" {
@@ -119,10 +118,6 @@ func (a *app) runRun(ctx context.Context, f createFlags, e execFlags, args []str
 	}
 	service, err := a.readyFor(ctx, &f)
 	if err != nil {
-		failure := api.AsError(err)
-		if f.first != "" && failure.Hint == "" {
-			return failure.WithHint("vmsan run -- %s, if that is the command", strings.Join(append([]string{f.first}, args...), " "))
-		}
 		return err
 	}
 	if args, err = withImage(service, f, args, entrypoint); err != nil {

@@ -25,9 +25,9 @@ type createFlags struct {
 	noSetup, noNetns    bool
 	pull                string
 	imageTyped          bool // by one flag or another
-	// first is what was taken for the image because it came first, where a
-	// command may have been meant.
-	first   string
+	// meant is the command that was maybe meant, of which the first word was
+	// taken for the image.
+	meant   []string
 	runtime string
 }
 

@@ -56,14 +56,10 @@ func (a *app) finish(err error, executes bool) int {
 	case errors.As(err, &printed):
 		return int(printed)
 	}
-	failure := usageError(err)
-	interrupted := errors.Is(err, context.Canceled)
-	if interrupted {
-		failure.Code, failure.Message = api.ErrInterrupted, strings.ReplaceAll(failure.Message, context.Canceled.Error(), "interrupted")
-	}
+	failure := failureOf(err)
 	a.blame(failure)
 	a.printError(failure)
-	if interrupted {
+	if errors.Is(err, context.Canceled) {
 		return exitInterrupted
 	}
 	if executes {
@@ -72,11 +68,16 @@ func (a *app) finish(err error, executes bool) int {
 	return int(api.Codes[failure.Code].Kind)
 }
 
-// usageError recognizes what cobra says of unknown commands, which it does
-// not wrap.
-func usageError(err error) *api.Error {
+// failureOf recognizes interrupts, and what cobra says of unknown commands,
+// which it does not wrap. What went wrong after an interrupt, and has a code,
+// keeps it.
+func failureOf(err error) *api.Error {
 	failure := api.AsError(err)
-	if failure.Code == api.ErrInternal && strings.HasPrefix(err.Error(), "unknown command") {
+	switch {
+	case failure.Code != api.ErrInternal && !errors.Is(failure, context.Canceled):
+	case errors.Is(err, context.Canceled):
+		failure.Code, failure.Message = api.ErrInterrupted, strings.ReplaceAll(failure.Message, context.Canceled.Error(), "interrupted")
+	case strings.HasPrefix(err.Error(), "unknown command"):
 		failure.Code, failure.Hint = api.ErrUsage, "vmsan --help"
 		failure.Message, _, _ = strings.Cut(failure.Message, "\n")
 	}

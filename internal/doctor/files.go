@@ -122,6 +122,9 @@ func flagRemedy(path, without string) string {
 }
 
 func checkState(_ context.Context, o *Options) verdict {
+	if err := o.Layout.CheckDir(); err != nil {
+		return fail("choose another --dir", "%v", err)
+	}
 	path := existing(o.Layout.Dir)
 	info, err := os.Stat(path)
 	var file unix.Statfs_t
@@ -219,8 +222,8 @@ const (
 )
 
 func checkClones(ctx context.Context, o *Options) verdict {
-	if !exists(o.Layout.Dir) {
-		return pass("%s is not there yet", o.Layout.Dir)
+	if !exists(o.Layout.Sandboxes()) {
+		return pass("%s is not there yet", o.Layout.Sandboxes())
 	}
 	dir, err := scratch.New(o.Layout.Tmp(), "doctor")
 	if err != nil {

@@ -127,6 +127,14 @@ func TestState(t *testing.T) {
 	if exists(o.Layout.Dir) {
 		t.Error("looking has made it")
 	}
+	if err := os.MkdirAll(filepath.Join(o.Layout.Dir, "src"), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	o.want(t, "state", api.HealthFail, "is not a state directory", "choose another --dir")
+	o.want(t, "clones", api.HealthPass, "not there yet", "")
+	if exists(o.Layout.Tmp()) {
+		t.Error("looking has made something in a directory of something else")
+	}
 	file := filepath.Join(t.TempDir(), "file")
 	if err := os.WriteFile(file, nil, 0o600); err != nil {
 		t.Fatal(err)

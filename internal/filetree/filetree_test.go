@@ -166,6 +166,19 @@ func TestModes(t *testing.T) {
 	}
 }
 
+// TestEarly has no file be open to a group before it is that group's, nor shut
+// to its owner before all that takes is done.
+func TestEarly(t *testing.T) {
+	for mode, want := range map[fs.FileMode]bool{0o644: true, 0o755: true, 0o600: true, 0o444: true, 0o666: true, 0o640: false, 0o664: false, 0o770: false} {
+		if got := (dress{mode: mode}).early(); got != want {
+			t.Errorf("%v: %v", mode, got)
+		}
+	}
+	if (dress{mode: 0o444, attributes: map[string]string{"user.note": "x"}}).early() {
+		t.Error("a file with attributes cannot be written by its owner before it has them")
+	}
+}
+
 func TestTops(t *testing.T) {
 	from, to := t.TempDir(), t.TempDir()
 	write(t, from+"/file", "one", 0o640)

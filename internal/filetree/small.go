@@ -75,9 +75,13 @@ func (u *unpacker) smallFile(h *tar.Header) error {
 		return err
 	}
 	temporary, dress := temporaryName(), u.dressOf(h)
+	made := dress.mode
+	if !dress.early() {
+		made = 0o600
+	}
 	// A name without a slash, which is new, leads nowhere else.
 	fd, err := retry(func() (int, error) {
-		return unix.Openat(at, temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, uint32(dress.mode.Perm()))
+		return unix.Openat(at, temporary, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC, uint32(made.Perm()))
 	})
 	if err != nil {
 		return err
@@ -85,7 +89,7 @@ func (u *unpacker) smallFile(h *tar.Header) error {
 	err = putContent(fd, content)
 	if err == nil {
 		var has fs.FileMode
-		if has, err = u.bornMode(dress.mode, fd); err == nil {
+		if has, err = u.bornMode(made, fd); err == nil {
 			err = u.put(dress, fd, has)
 		}
 	}
@@ -100,6 +104,14 @@ func (u *unpacker) smallFile(h *tar.Header) error {
 		_ = unix.Unlinkat(at, temporary, 0) // of what is no use
 	}
 	return err
+}
+
+// early tells whether a file may have its mode before it has all else: not if
+// its group, which it does not have yet, may do more than everybody; nor with
+// attributes, which only root can set on what may not be written (xattr(7)).
+func (d dress) early() bool {
+	group, others := d.mode>>3&7, d.mode&7
+	return len(d.attributes) == 0 && group&^others == 0
 }
 
 // bornMode is the mode of a file that was made with one, or unknownMode. It

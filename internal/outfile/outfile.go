@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 
 	"github.com/google/renameio/v2"
+	"golang.org/x/sys/unix"
 
 	"github.com/vmsan/vmsan/api"
 )
@@ -45,6 +46,10 @@ func create(path string, mode fs.FileMode) (*File, error) {
 		return nil, err
 	case info.IsDir():
 		return nil, errors.New("it is a directory")
+	case isOutput(info):
+		// Like /dev/stdout, with a file behind it that others write to as well.
+		fd, err := unix.FcntlInt(os.Stdout.Fd(), unix.F_DUPFD_CLOEXEC, 0)
+		return &File{File: os.NewFile(uintptr(fd), path)}, err
 	case !info.Mode().IsRegular():
 		file, err := os.OpenFile(path, os.O_WRONLY, 0)
 		return &File{File: file}, err
@@ -63,6 +68,12 @@ func create(path string, mode fs.FileMode) (*File, error) {
 		return nil, err
 	}
 	return &File{pending.File, pending}, nil
+}
+
+// isOutput tells whether a file is this program's standard output.
+func isOutput(info fs.FileInfo) bool {
+	output, err := os.Stdout.Stat()
+	return err == nil && os.SameFile(info, output)
 }
 
 // Commit gives a whole file its name, and has it survive a loss of power.

@@ -67,6 +67,27 @@ func TestCreate(t *testing.T) {
 	}
 }
 
+// TestCreateOutput is of standard output by a name, with a file behind it.
+func TestCreateOutput(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "out")
+	out, err := os.Create(path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	stdout := os.Stdout
+	os.Stdout = out
+	defer func() { os.Stdout = stdout }()
+	out.WriteString("head ")
+	if err := write(path, "text "); err != nil {
+		t.Fatal(err)
+	}
+	out.WriteString("tail")
+	if got, err := os.ReadFile(path); err != nil || string(got) != "head text tail" {
+		t.Errorf("there is %q, %v", got, err)
+	}
+}
+
 // TestCreateSpecial is of what is no file, as a pipe is here, and /dev/null
 // elsewhere, which root could replace.
 func TestCreateSpecial(t *testing.T) {

@@ -82,12 +82,14 @@ func (y *syncing) plan(ctx context.Context, source map[string]filetree.Entry, ex
 				WithFlag("--delete").WithHint("vmsan sync --delete, to remove it with all in it")
 		case y.Delete && !stays && !excluded(name, t.Mode.IsDir()):
 			p.removed = append(p.removed, name)
-			if parent := path.Dir(name); source[parent].Mode.IsDir() && parent != "." {
-				p.wanted[parent] = filetree.Part{}
-			}
 		}
 	}
 	y.keepAround(&p, clashes)
+	for _, name := range p.removed {
+		if parent := path.Dir(name); source[parent].Mode.IsDir() && parent != "." {
+			p.wanted[parent] = filetree.Part{}
+		}
+	}
 	slices.Sort(p.removed)
 	slices.Reverse(p.removed)
 	return p, nil

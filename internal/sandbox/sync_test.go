@@ -53,7 +53,7 @@ func TestSyncPlan(t *testing.T) {
 		"changed":        {source: entries("a/", "a/b:x", "c:x"), there: entries("a/", "a/b:y", "c:xx"), want: []string{"send a/", "send a/b", "send c"}},
 		"a link":         {source: entries("l@y", "m@n", "n"), there: entries("l@x", "m", "n@m"), want: []string{"send l", "send m", "send n"}},
 		"removed":        {source: entries("a/"), there: entries("a/", "a/b", "c/", "c/d", "x.o"), want: []string{"remove c/d", "remove c", "remove a/b", "send a/"}},
-		"what is around": {source: entries("a/"), there: entries("a/", "c/", "c/d", "c/e/", "c/e/x.o", "c/f/"), want: []string{"remove c/f", "remove c/d"}},
+		"what is around": {source: entries("a/"), there: entries("a/", "a/g/", "a/g/x.o", "c/", "c/d", "c/e/", "c/e/x.o", "c/f/"), want: []string{"remove c/f", "remove c/d"}},
 		"kept":           {source: entries("a/"), there: entries("a/", "a/b"), keep: true},
 		"what is a pipe": {source: entries("p|"), there: entries("p")},
 		"to a directory": {source: entries("a/", "a/b"), there: entries("a"), keep: true, want: []string{"remove a", "send a/", "send a/b"}},

@@ -145,7 +145,7 @@ func (d *Dir) Close() error {
 // Sweep removes from parent every scratch directory whose maker is gone, and
 // returns the names of those. A missing parent is empty. It may run beside New.
 func Sweep(parent string) (swept []string, failures error) {
-	all, err := list(parent)
+	all, err := List(parent)
 	if err != nil {
 		return nil, fmt.Errorf("sweep scratch directories: %w", err)
 	}
@@ -159,8 +159,8 @@ func Sweep(parent string) (swept []string, failures error) {
 	return swept, failures
 }
 
-// list has the names of the scratch directories in parent.
-func list(parent string) (names []string, err error) {
+// List has the names of the scratch directories in parent.
+func List(parent string) (names []string, err error) {
 	entries, err := os.ReadDir(parent)
 	if errors.Is(err, fs.ErrNotExist) {
 		return nil, nil
@@ -176,7 +176,7 @@ func list(parent string) (names []string, err error) {
 // Dead lists the scratch directories in parent whose maker is gone: those that
 // Sweep would remove.
 func Dead(parent string) (names []string, err error) {
-	all, err := list(parent)
+	all, err := List(parent)
 	if err != nil {
 		return nil, fmt.Errorf("look through scratch directories: %w", err)
 	}

@@ -15,7 +15,7 @@ import (
 
 // Init makes the directories that every command needs.
 func (l Layout) Init() error {
-	if err := l.checkDir(); err != nil {
+	if err := l.CheckDir(); err != nil {
 		return err
 	}
 	for _, dir := range []string{l.Dir, l.Sandboxes(), l.Run} {
@@ -27,9 +27,9 @@ func (l Layout) Init() error {
 	return l.checkRun()
 }
 
-// checkDir makes sure that the state directory is vmsan's, and this user's, if
+// CheckDir makes sure that the state directory is vmsan's, and this user's, if
 // it is there: whoever mistypes --dir is not to find our files among theirs.
-func (l Layout) checkDir() error {
+func (l Layout) CheckDir() error {
 	info, err := os.Stat(l.Sandboxes())
 	if err == nil && owner(info) != uint32(os.Geteuid()) {
 		return api.Errorf(api.ErrValidationStateDir, "state directory %s belongs to the user with the id %d", l.Dir, owner(info)).WithFlag("--dir").

@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strings"
 
 	"github.com/vmsan/vmsan/api"
 	"github.com/vmsan/vmsan/internal/scratch"
@@ -161,9 +162,9 @@ func (l Layout) removing() (bool, error) {
 	if err != nil {
 		return false, err
 	}
-	graves, err := filepath.Glob(filepath.Join(l.Tmp(), gravePrefix+"-*"))
-	return slices.ContainsFunc(graves, func(path string) bool {
-		return !slices.Contains(dead, filepath.Base(path))
+	all, err := scratch.List(l.Tmp())
+	return slices.ContainsFunc(all, func(name string) bool {
+		return strings.HasPrefix(name, gravePrefix+"-") && !slices.Contains(dead, name)
 	}), err
 }
 

@@ -105,11 +105,14 @@ func hasHungUp(r *http.Request) bool {
 	if err != nil {
 		return true
 	}
-	gone := true
+	gone := false
 	err = raw.Control(func(fd uintptr) {
 		look := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLRDHUP}}
 		n, err := unix.Poll(look, 0)
-		gone = n != 0 || err != nil
+		for err == unix.EINTR {
+			n, err = unix.Poll(look, 0)
+		}
+		gone = n > 0
 	})
 	return gone || err != nil
 }
@@ -157,7 +160,7 @@ func (s *server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	s.mu.Lock()
 	if hasHungUp(r) {
 		s.mu.Unlock()
-		return
+		panic(http.ErrAbortHandler) // no answer, not even an empty one
 	}
 	answer, err := s.handle(r.Method, r.URL.Path, body)
 	s.note(r.Method, r.URL.Path, body, err)
