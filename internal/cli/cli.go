@@ -359,7 +359,7 @@ func (a *app) say(format string, args ...any) {
 func arguments(check cobra.PositionalArgs) cobra.PositionalArgs {
 	return func(cmd *cobra.Command, args []string) error {
 		if err := check(cmd, args); err != nil {
-			if cobra.NoArgs(cmd, args) != nil && check(cmd, nil) == nil && check(cmd, []string{""}) != nil {
+			if !cmd.HasSubCommands() && strings.HasPrefix(err.Error(), "unknown command") { // as cobra.NoArgs has it
 				err = fmt.Errorf("%s takes no arguments, and %.80q is one", cmd.CommandPath(), args[0])
 			}
 			return api.Errorf(api.ErrUsage, "%w", err).WithHint("%s --help", cmd.CommandPath())

@@ -96,14 +96,19 @@ func (a *app) bringImage(ctx context.Context, service *sandbox.Service, f *creat
 	name, err := service.BringImage(ctx, f.options.Image, sandbox.PullPolicy(f.pull), bars.watch())
 	bars.clear()
 	if err != nil {
-		failure := api.AsError(err)
-		if len(f.meant) > 0 && failure.Hint == "" && !errors.Is(err, context.Canceled) {
-			failure.WithHint("vmsan run -- %s, if that is the command", strings.Join(f.meant, " "))
-		}
-		return failure
+		return f.hint(err)
 	}
 	f.options.Image = name
 	return nil
+}
+
+// hint is for an image that cannot be had, where a command may have been meant.
+func (f *createFlags) hint(err error) error {
+	failure := api.AsError(err)
+	if len(f.meant) == 0 || failure.Hint != "" || errors.Is(err, context.Canceled) {
+		return err
+	}
+	return failure.WithHint("vmsan run -- %s, if that is the command", strings.Join(f.meant, " "))
 }
 
 func (a *app) completeRuntime(cmd *cobra.Command, _ []string, _ string) ([]string, cobra.ShellCompDirective) {

@@ -256,12 +256,17 @@ func (a *app) runSnapshotImport(ctx context.Context, path, name string) error {
 	if err != nil {
 		return err
 	}
+	a.printManifest(m)
+	return nil
+}
+
+// printManifest prints what was made: a snapshot or a template.
+func (a *app) printManifest(m snapshot.Manifest) {
 	if a.json {
 		a.printJSON(m.Show())
-		return nil
+		return
 	}
 	fmt.Fprintln(a.stdout, m.ID)
-	return nil
 }
 
 // completeSnapshots completes arguments that name snapshots.

@@ -2,7 +2,6 @@ package cli
 
 import (
 	"context"
-	"fmt"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -72,11 +71,7 @@ func (a *app) runTemplateCreate(ctx context.Context, f createFlags) error {
 	if err != nil {
 		return err
 	}
-	if a.json {
-		a.printJSON(m.Show())
-		return nil
-	}
-	fmt.Fprintln(a.stdout, m.ID)
+	a.printManifest(m)
 	if made {
 		a.say("made in %.1f s", time.Since(began).Seconds())
 	} else {

@@ -74,9 +74,9 @@ func (u *unpacker) smallFile(h *tar.Header) error {
 	if err != nil {
 		return err
 	}
-	temporary, dress := temporaryName(), u.dressOf(h)
-	made := dress.mode
-	if !dress.early() {
+	temporary, d := temporaryName(), u.dressOf(h)
+	made := d.mode
+	if !d.early() {
 		made = 0o600
 	}
 	// A name without a slash, which is new, leads nowhere else.
@@ -90,7 +90,7 @@ func (u *unpacker) smallFile(h *tar.Header) error {
 	if err == nil {
 		var has fs.FileMode
 		if has, err = u.bornMode(made, fd); err == nil {
-			err = u.put(dress, fd, has)
+			err = u.put(d, fd, has)
 		}
 	}
 	err = errors.Join(err, unix.Close(fd))

@@ -22,8 +22,8 @@ type File struct {
 
 // Create begins a file at path. A regular one has its name when it is
 // committed, and what had it before then keeps it until then; links are
-// followed. Devices, pipes and terminals are written to as they are. The
-// caller has to call Cleanup.
+// followed. Devices, pipes and terminals, and what standard output goes to, are
+// written to as they are. The caller has to call Cleanup.
 func Create(path string, mode fs.FileMode) (*File, error) {
 	file, err := create(path, mode)
 	if err != nil {

@@ -40,7 +40,7 @@ func (l Layout) CheckDir() error {
 	}
 	entries, err := os.ReadDir(l.Dir)
 	if err != nil {
-		return nil
+		return nil // it is not there, or else cannot be written either
 	}
 	own := l.entries()
 	foreign := slices.IndexFunc(entries, func(e fs.DirEntry) bool { return !slices.Contains(own, e.Name()) })

@@ -352,24 +352,6 @@ func TestForeignDirectory(t *testing.T) {
 	}
 }
 
-// TestStateOfSomebodyElse is of root, who could use anybody's, with sockets
-// elsewhere than theirs.
-func TestStateOfSomebodyElse(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("only root can give a directory away")
-	}
-	l := Layout{Dir: t.TempDir(), Run: filepath.Join(t.TempDir(), "run")}
-	if err := l.Init(); err != nil {
-		t.Fatal(err)
-	}
-	if err := os.Chown(l.Sandboxes(), 1000, 1000); err != nil {
-		t.Fatal(err)
-	}
-	if err := l.Init(); !api.HasCode(err, api.ErrValidationStateDir) || !strings.Contains(err.Error(), "1000") {
-		t.Errorf("got %v", err)
-	}
-}
-
 // TestLayoutByLink has a state directory be one, by whatever path it is named.
 func TestLayoutByLink(t *testing.T) {
 	top := t.TempDir()
